@@ -1,0 +1,51 @@
+"""Every check this project has, in one place: `nox -l` lists them."""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.error_on_external_run = True
+
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the test suite on every async backend, under coverage."""
+    session.install("-e.[all]", "--group=test")
+    _install_axopy(session)
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "combine")
+    session.run("coverage", "report")
+
+
+@nox.session(python="3.11", venv_backend="uv")
+def minimums(session: nox.Session) -> None:
+    """Run the test suite on the oldest versions pyproject.toml promises."""
+    session.install("-e.[all]", "--group=test", "--resolution=lowest-direct")
+    _install_axopy(session)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check format, rules and the direction of imports."""
+    session.install("-e.", "--group=lint")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types inside, and the completeness of the public types outside."""
+    session.install("-e.[all]", "--group=types")
+    session.run("mypy")
+    session.run("pyright", "--verifytypes", "trialstore", "--ignoreexternal")
+
+
+def _install_axopy(session: nox.Session) -> None:
+    """Install AxoPy, for the tests that compare with it, without Qt and the rest of its needs."""
+    session.install("--no-deps", "axopy==0.2.3")

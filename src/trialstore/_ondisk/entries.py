@@ -1,0 +1,353 @@
+"""What a frame's payload means: typed records to JSON and back, checked strictly on the way in.
+
+A journal may come from a stranger. `decode` lets out only FormatError, and nothing it returns is larger
+than the bytes it was given.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from trialstore._errors import FormatError
+from trialstore._ondisk.chunks import dtype_from_json, dtype_to_json
+from trialstore._ondisk.journal import FrameType
+from trialstore._ondisk.losses import Loss
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    Buffer = bytes | bytearray | memoryview
+    Row = Sequence[tuple[str, str, str]]
+
+#: Nothing that is recorded has more axes (NumPy 1 allows 32, NumPy 2 allows 64).
+_MAX_AXES: Final = 32
+_dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+class Entry(NamedTuple):
+    """One frame to be: its type, its descriptive part and its samples (passed on, never copied)."""
+
+    type: FrameType
+    meta: bytes
+    body: Sequence[Buffer] = ()
+
+
+class ChunkStamp(NamedTuple):
+    """One chunk within a frame: length along the growing axis, and when it came (nanoseconds)."""
+
+    length: int
+    unix_ns: int
+    monotonic_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What all chunks of one frame share.
+
+    Parameters
+    ----------
+    dtype : numpy.dtype
+        Of every sample, byte order included.
+    shape : tuple of int or None
+        Shape of each chunk; None stands at the axis whose length each chunk tells for itself. A chunk
+        that has no such axis (1-D under ``stack_axis=0``) has length 1.
+    stack_axis : int
+        0, 1 or 2, as AxoPy's.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+    stack_axis: int
+
+    def shape_of(self, length: int) -> tuple[int, ...]:
+        """Shape of a chunk of `length`."""
+        return tuple(length if size is None else size for size in self.shape)
+
+    def nbytes_of(self, length: int) -> int:
+        """Bytes of a chunk of `length`."""
+        return math.prod(self.shape_of(length)) * self.dtype.itemsize
+
+
+def layout_of(shape: tuple[int, ...], dtype: np.dtype[Any], stack_axis: int) -> tuple[Layout, int]:
+    """Return the layout that chunks like this one share, and this chunk's length in it."""
+    axis = 0 if stack_axis == 1 and len(shape) == 1 else stack_axis
+    if axis >= len(shape) or (stack_axis == 0 and len(shape) == 1):
+        return Layout(dtype, shape, stack_axis), 1
+    return Layout(dtype, (*shape[:axis], None, *shape[axis + 1 :]), stack_axis), shape[axis]
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """First record of each segment.
+
+    Parameters
+    ----------
+    session : str
+        The recording session's uuid, hexadecimal.
+    after : int
+        Every frame up to this number stands, durable, in earlier segments; later ones there do not
+        count or are repeated here.
+    trials : int
+        Number of the first trial that this session may write.
+    description : dict
+        What a reader needs if the manifest is lost: subject, task, arrays, metadata, host, boot, start.
+    """
+
+    session: str
+    after: int
+    trials: int
+    description: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRun:
+    """Chunks of one array that followed one another.
+
+    Parameters
+    ----------
+    array : str
+        Name of the array.
+    trial : int
+        Number of the trial they belong to.
+    first : int
+        Ordinal of the first of them within that trial's array, so that repeated ones are known.
+    layout : Layout
+        Their dtype and shape.
+    stamps : tuple of ChunkStamp
+        One for each chunk.
+    """
+
+    array: str
+    trial: int
+    first: int
+    layout: Layout
+    stamps: tuple[ChunkStamp, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all chunks together."""
+        return sum(self.layout.nbytes_of(stamp.length) for stamp in self.stamps)
+
+
+@dataclass(frozen=True, slots=True)
+class TrialCommit:
+    """A trial's row; with it the trial counts.
+
+    Parameters
+    ----------
+    trial : int
+        Number of the trial within its task.
+    row : tuple of (str, str, str)
+        Name, kind and text of each attribute, in order.
+    arrays : dict
+        For each array, how many chunks and bytes belong to the trial.
+    unix_ns, monotonic_ns : int
+        When the trial was accepted, on both clocks, in nanoseconds.
+    first_unix_ns : int or None
+        When its first chunk was accepted.
+    """
+
+    trial: int
+    row: tuple[tuple[str, str, str], ...]
+    arrays: dict[str, tuple[int, int]]
+    unix_ns: int
+    monotonic_ns: int
+    first_unix_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LossNote:
+    """What was refused while the queue was full."""
+
+    losses: tuple[Loss, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PoisonNote:
+    """Why the segment before this one was given up."""
+
+    segment: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class SyncMark:
+    """Says nothing itself: its header tells how far the journal is durable."""
+
+
+@dataclass(frozen=True, slots=True)
+class CleanEnd:
+    """Last record of a session that was closed; only this one means that nothing is missing.
+
+    Parameters
+    ----------
+    trials : int
+        Number of trials of the task by now.
+    status : str
+        ``complete`` or ``interrupted``.
+    traceback : str or None
+        Of the exception that ended the experiment.
+    unix_ns, monotonic_ns : int
+        When.
+    statistics : dict
+        What the recorder counted.
+    """
+
+    trials: int
+    status: str
+    traceback: str | None
+    unix_ns: int
+    monotonic_ns: int
+    statistics: dict[str, Any] = field(default_factory=dict)
+
+
+Record = Opening | ChunkRun | TrialCommit | LossNote | PoisonNote | SyncMark | CleanEnd
+
+
+def encode(record: Record, body: Sequence[Buffer] = ()) -> Entry:
+    """Turn a record into a frame to be."""
+    kind, values = _describe(record)
+    return Entry(kind, _dump(values).encode(), body)
+
+
+def _describe(record: Record) -> tuple[FrameType, dict[str, Any]]:
+    match record:
+        case Opening():
+            values = {name: getattr(record, name) for name in Opening.__slots__}
+            return FrameType.OPENING, values
+        case ChunkRun(array, trial, first, layout, stamps):
+            return FrameType.CHUNKS, {
+                "array": array,
+                "trial": trial,
+                "first": first,
+                "dtype": dtype_to_json(layout.dtype),
+                "shape": layout.shape,
+                "stack_axis": layout.stack_axis,
+                "chunks": stamps,
+            }
+        case TrialCommit():
+            return FrameType.TRIAL, {name: getattr(record, name) for name in TrialCommit.__slots__}
+        case LossNote(losses):
+            return FrameType.LOSSES, {"losses": [loss.to_json() for loss in losses]}
+        case PoisonNote(segment, error):
+            return FrameType.POISON, {"segment": segment, "error": error}
+        case SyncMark():
+            return FrameType.SYNC_MARK, {}
+        case CleanEnd():
+            return FrameType.CLEAN_END, {name: getattr(record, name) for name in CleanEnd.__slots__}
+
+
+def decode(kind: int, meta: Buffer) -> Record | None:
+    """Return the record that a frame's descriptive part holds; None for a type from the future.
+
+    Raises
+    ------
+    FormatError
+        If the bytes are not what `encode` gives.
+    """
+    try:
+        values = json.loads(bytes(meta))
+    except (ValueError, RecursionError) as error:
+        raise FormatError("a frame's description is not JSON") from error
+    try:
+        known = FrameType(kind)
+    except ValueError:
+        return None
+    record = _record(known, values)
+    if record is None:
+        raise FormatError(f"a {known.name} frame's description is not what it should be")
+    return record
+
+
+def _record(kind: FrameType, values: object) -> Record | None:  # noqa: PLR0911 - one per type
+    match kind, values:
+        case FrameType.OPENING, {
+            "session": str(session),
+            "after": int(after),
+            "trials": int(trials),
+            "description": dict(description),
+        }:
+            return Opening(session, after, trials, description)
+        case FrameType.CHUNKS, dict():
+            return _chunk_run(values)
+        case FrameType.TRIAL, dict():
+            return _trial_commit(values)
+        case FrameType.LOSSES, {"losses": [*losses]}:
+            return LossNote(tuple(Loss.from_json(loss) for loss in losses))
+        case FrameType.POISON, {"segment": str(segment), "error": str(error)}:
+            return PoisonNote(segment, error)
+        case FrameType.SYNC_MARK, dict():
+            return SyncMark()
+        case FrameType.CLEAN_END, {
+            "trials": int(trials),
+            "status": "complete" | "interrupted" as status,
+            "traceback": (str() | None) as traceback,
+            "unix_ns": int(unix_ns),
+            "monotonic_ns": int(monotonic_ns),
+            "statistics": dict(statistics),
+        }:
+            return CleanEnd(trials, status, traceback, unix_ns, monotonic_ns, statistics)
+    return None
+
+
+def _chunk_run(values: dict[str, Any]) -> ChunkRun | None:
+    match values:
+        case {
+            "array": str(array),
+            "trial": int(trial),
+            "first": int(first),
+            "dtype": dtype,
+            "shape": [*shape],
+            "stack_axis": 0 | 1 | 2 as stack_axis,
+            "chunks": [*chunks],
+        }:
+            pass
+        case _:
+            return None
+    sizes_fit = all(size is None or (type(size) is int and size >= 0) for size in shape)
+    if not sizes_fit or shape.count(None) > 1 or len(shape) > _MAX_AXES or trial < 0 or first < 0:
+        return None
+    stamps = []
+    for chunk in chunks:
+        match chunk:
+            case [int(length), int(unix_ns), int(monotonic_ns)] if length >= 0:
+                stamps.append(ChunkStamp(length, unix_ns, monotonic_ns))
+            case _:
+                return None
+    layout = Layout(dtype_from_json(dtype), tuple(shape), stack_axis)
+    return ChunkRun(array, trial, first, layout, tuple(stamps))
+
+
+def _trial_commit(values: dict[str, Any]) -> TrialCommit | None:
+    match values:
+        case {
+            "trial": int(trial),
+            "row": [*row],
+            "arrays": dict(arrays),
+            "unix_ns": int(unix_ns),
+            "monotonic_ns": int(monotonic_ns),
+            "first_unix_ns": (int() | None) as first_unix_ns,
+        } if trial >= 0:
+            pass
+        case _:
+            return None
+    cells = []
+    for cell in row:
+        match cell:
+            case [str(name), str(kind), str(text)]:
+                cells.append((name, kind, text))
+            case _:
+                return None
+    counts = {}
+    for name, count in arrays.items():
+        match count:
+            case [int(chunks), int(nbytes)]:
+                counts[name] = (chunks, nbytes)
+            case _:
+                return None
+    return TrialCommit(trial, tuple(cells), counts, unix_ns, monotonic_ns, first_unix_ns)

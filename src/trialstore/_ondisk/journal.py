@@ -1,0 +1,268 @@
+"""Framing: bytes to frames and back, and nothing else (no files, no JSON, no trials).
+
+Written by `encode_header` and `encode_frame`, read by `parse_header` and `scan`. The layout, every MUST and
+every reason stand in ``docs/reference/format.md``; where code and page differ, one of them is wrong.
+
+`scan` is given a ``read(offset, length)`` function and never more than it needs, so that the same code serves
+a test that cuts at every byte, a live reader that polls, and a file of a hundred gigabytes.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+from trialstore._errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    Buffer = bytes | bytearray | memoryview
+    Read = Callable[[int, int], bytes]
+
+VERSION: Final = 1
+ALIGNMENT: Final = 8
+
+#: As PNG's: a byte above 127 and both line ends, so that a transfer in text mode shows (PNG spec. 5.2).
+HEADER_MAGIC: Final = b"\x89TRS\r\n\x1a\n"
+FRAME_MAGIC: Final = b"\xf1TrF"
+
+_HEADER: Final = struct.Struct("<8s16sI")
+_CRC: Final = struct.Struct("<I")
+HEADER_COPY: Final = _HEADER.size + _CRC.size
+HEADER_SIZE: Final = 2 * HEADER_COPY
+
+_FRAME: Final = struct.Struct("<4sBBHQQQIIIII")
+FRAME_SIZE: Final = _FRAME.size + _CRC.size
+
+#: A header in the middle of damaged bytes is looked for in steps of one page of headers.
+_SEARCH_BYTES: Final = 1 << 20
+_ZEROS: Final = bytes(ALIGNMENT)
+
+
+class FrameType(IntEnum):
+    """What a frame says; unknown numbers are skipped by readers."""
+
+    OPENING = 1
+    CHUNKS = 2
+    TRIAL = 3
+    LOSSES = 4
+    POISON = 5
+    SYNC_MARK = 6
+    CLEAN_END = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame whose header is whole. The payload has not been looked at."""
+
+    offset: int
+    type: int
+    seq: int
+    synced_to: int
+    previous: int
+    meta_length: int
+    meta_crc: int
+    body_crc: int
+    payload_length: int
+    crc: int
+
+    @property
+    def meta_offset(self) -> int:
+        """Where the payload begins, with its descriptive part, in bytes."""
+        return self.offset + FRAME_SIZE
+
+    @property
+    def body_offset(self) -> int:
+        """Where the samples begin, in bytes."""
+        return self.meta_offset + padded(self.meta_length)
+
+    @property
+    def body_length(self) -> int:
+        """How many bytes of samples there are, without padding."""
+        return self.payload_length - padded(self.meta_length)
+
+    @property
+    def end(self) -> int:
+        """Offset of the next frame, in bytes."""
+        return self.meta_offset + padded(self.payload_length)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Bytes that are no frame, with a valid frame behind them: damage, not a torn end."""
+
+    offset: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Bytes after the last frame: being written just now, or torn. Empty at an exact end."""
+
+    offset: int
+    end: int
+
+
+def padded(length: int) -> int:
+    """Round a length up to the frames' alignment of 8 bytes."""
+    return -(-length // ALIGNMENT) * ALIGNMENT
+
+
+def encode_header(session: bytes) -> bytes:
+    """Return the 64 bytes that begin a segment: the same 32 bytes twice, each with its own CRC."""
+    copy = _HEADER.pack(HEADER_MAGIC, session, VERSION)
+    copy += _CRC.pack(zlib.crc32(copy))
+    return copy + copy
+
+
+def parse_header(data: Buffer) -> bytes | None:
+    """Return the session's uuid (16 bytes) from either copy of a segment header, or None.
+
+    Raises
+    ------
+    FormatError
+        If the header is whole but of a version that this code does not know.
+    """
+    for start in (0, HEADER_COPY):
+        copy = bytes(data[start : start + HEADER_COPY])
+        if len(copy) < HEADER_COPY or not copy.startswith(HEADER_MAGIC):
+            continue
+        if _CRC.unpack_from(copy, _HEADER.size)[0] != zlib.crc32(copy[: _HEADER.size]):
+            continue
+        _, session, version = _HEADER.unpack_from(copy)
+        if version != VERSION:
+            raise FormatError(
+                f"journal of format version {version}; this trialstore knows {VERSION}: update it"
+            )
+        return bytes(session)
+    return None
+
+
+def salt_of(session: bytes) -> int:
+    """Start value of every header CRC in a session's segments: frames of another journal never fit."""
+    return zlib.crc32(session)
+
+
+def encode_frame(
+    kind: FrameType,
+    meta: bytes,
+    body: Sequence[Buffer] = (),
+    *,
+    seq: int,
+    synced_to: int,
+    previous: int,
+    salt: int,
+) -> tuple[list[Buffer], int]:
+    """Frame one payload; return the pieces to write as they are, and this frame's own CRC.
+
+    The body is passed through, not copied. The CRC returned is `previous` of the next frame.
+    """
+    head = meta + _ZEROS[: -len(meta) % ALIGNMENT]
+    body_crc = 0
+    length = len(head)
+    for piece in body:
+        body_crc = zlib.crc32(piece, body_crc)
+        length += len(piece)
+    header = _FRAME.pack(
+        *(FRAME_MAGIC, kind, 0, FRAME_SIZE, length, seq, synced_to),
+        *(previous, len(meta), zlib.crc32(meta), body_crc, 0),
+    )
+    own = zlib.crc32(header, salt)
+    pieces: list[Buffer] = [header + _CRC.pack(own) + head, *body]
+    if length % ALIGNMENT:
+        pieces.append(_ZEROS[: -length % ALIGNMENT])
+    return pieces, own
+
+
+def parse_frame(data: Buffer, offset: int, salt: int) -> Frame | None:
+    """Return the frame whose header `data` (at least `FRAME_SIZE` bytes) is, or None."""
+    if len(data) < FRAME_SIZE or data[:4] != FRAME_MAGIC:
+        return None
+    (crc,) = _CRC.unpack_from(data, _FRAME.size)
+    if zlib.crc32(data[: _FRAME.size], salt) != crc:
+        return None
+    fields = _FRAME.unpack_from(data)
+    _, kind, _flags, size, length, seq, synced, previous, meta, meta_crc, body_crc, _zero = fields
+    if size != FRAME_SIZE or padded(meta) > length:
+        return None
+    return Frame(offset, kind, seq, synced, previous, meta, meta_crc, body_crc, length, crc)
+
+
+def scan(read: Read, size: int, salt: int, start: int = HEADER_SIZE) -> Iterator[Frame | Gap | Tail]:
+    """Yield what the bytes ``[start, size)`` of a segment hold, in order, and a `Tail` at last.
+
+    Guarantee: for every prefix of a segment, the frames yielded are those of the whole segment that end
+    inside the prefix, each once, whether scanned at once or resumed from the offset of the last `Tail`.
+
+    Parameters
+    ----------
+    read : callable
+        ``read(offset, length)`` gives at most `length` bytes from `offset`.
+    size : int
+        Bytes there are; lengths in headers are checked against it before anything is read.
+    salt : int
+        See `salt_of`.
+    start : int, optional
+        Offset of a frame, or of the last `Tail`.
+    """
+    offset = start
+    while True:
+        frame = parse_frame(read(offset, FRAME_SIZE), offset, salt) if offset < size else None
+        if frame is not None and frame.end <= size:
+            yield frame
+            offset = frame.end
+            continue
+        if frame is None:
+            found = _next_frame(read, size, salt, offset)
+            if found is not None:
+                yield Gap(offset, found)
+                offset = found
+                continue
+        yield Tail(offset, size)
+        return
+
+
+def _next_frame(read: Read, size: int, salt: int, offset: int) -> int | None:
+    """Offset of the next whole frame behind damage, in steps of the alignment."""
+    offset += ALIGNMENT
+    while offset + FRAME_SIZE <= size:
+        block = read(offset, min(_SEARCH_BYTES, size - offset))
+        if len(block) < FRAME_SIZE:
+            return None
+        at = block.find(FRAME_MAGIC)
+        while at != -1:
+            if at % ALIGNMENT == 0 and at + FRAME_SIZE <= len(block):
+                frame = parse_frame(block[at : at + FRAME_SIZE], offset + at, salt)
+                if frame is not None and frame.end <= size:
+                    return offset + at
+            at = block.find(FRAME_MAGIC, at + 1)
+        # Blocks overlap by one header, so that none is missed at a seam.
+        offset += max(ALIGNMENT, (len(block) - FRAME_SIZE) // ALIGNMENT * ALIGNMENT)
+    return None
+
+
+def read_meta(read: Read, frame: Frame) -> bytes | None:
+    """Return the descriptive part of a frame's payload, or None if it does not fit its checksum."""
+    meta = read(frame.meta_offset, frame.meta_length)
+    return meta if zlib.crc32(meta) == frame.meta_crc else None
+
+
+def crc_fits(body: Buffer, frame: Frame) -> bool:
+    """Say whether a frame's samples, read as one, are whole."""
+    return len(body) == frame.body_length and zlib.crc32(body) == frame.body_crc
+
+
+def body_is_whole(read: Read, frame: Frame) -> bool:
+    """Say whether a frame's samples fit their checksum; reads in pieces, so memory stays small."""
+    crc, at, end = 0, frame.body_offset, frame.body_offset + frame.body_length
+    while at < end:
+        piece = read(at, min(_SEARCH_BYTES, end - at))
+        if not piece:
+            return False
+        crc = zlib.crc32(piece, crc)
+        at += len(piece)
+    return crc == frame.body_crc

@@ -1,0 +1,478 @@
+"""From frames to trials: what a journal holds, followed while it grows.
+
+One `Replay` serves the live reader, the publisher and recovery, so that the three cannot disagree about what
+was recorded. It reads only, and it never loads samples until they are asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from trialstore._errors import DamagedData, FormatError
+from trialstore._ondisk import chunks, entries, layout
+from trialstore._ondisk.losses import Loss
+from trialstore._ondisk.segment_file import Damage, SegmentFile, Whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from trialstore._ondisk.entries import ChunkRun, ChunkStamp, CleanEnd, Opening, TrialCommit
+    from trialstore._ondisk.witness import Witness
+
+
+class ChunkRef(NamedTuple):
+    """Where the chunks of one frame are; small, because an hour at 1 kHz has a million of them."""
+
+    segment: SegmentFile
+    offset: int
+    first: int
+    count: int
+    nbytes: int
+
+
+class Chunk(NamedTuple):
+    """One chunk as it was handed over, and when."""
+
+    data: NDArray[Any]
+    stamp: ChunkStamp
+
+
+@dataclass(slots=True)
+class JournalTrial:
+    """A committed trial: its row, and where its chunks are."""
+
+    commit: TrialCommit
+    seq: int
+    session: bytes
+    arrays: dict[str, list[ChunkRef]]
+
+    @property
+    def index(self) -> int:
+        """Number of the trial within its task."""
+        return self.commit.trial
+
+    def whole_arrays(self) -> dict[str, bool]:
+        """For each array, whether a frame for every chunk is there (samples not yet checked)."""
+        return {
+            name: sum(ref.count for ref in _unrepeated(self.arrays.get(name, ()))) == count
+            for name, (count, _) in self.commit.arrays.items()
+        }
+
+
+@dataclass(slots=True)
+class _Session:
+    """What one recording session left behind."""
+
+    opening: Opening | None = None
+    end: CleanEnd | None = None
+    losses: list[Loss] = field(default_factory=list)
+    pending: dict[int, dict[str, list[ChunkRef]]] = field(default_factory=dict)
+
+
+class Replay:
+    """Follows the segments of one task's journal.
+
+    Guarantee: a trial is given out only if its row fits its checksum, and an array of it only if every
+    chunk does; whatever was durable and is not given out is named by `losses`.
+
+    Parameters
+    ----------
+    folders : sequence of pathlib.Path
+        The journal folder, and the fallback folder if there is one.
+    base : int, optional
+        Number of trials published before the oldest segment.
+    """
+
+    def __init__(self, folders: Sequence[Path], base: int = 0) -> None:
+        self._folders = tuple(folders)
+        self._base = base
+        self._files: dict[str, SegmentFile] = {}
+        self._sessions: dict[bytes, _Session] = {}
+        self._last_session = b""
+        self.trials: dict[int, JournalTrial] = {}
+        self.damages: list[Damage] = []
+        self._superseded: list[Loss] = []
+        self.synced_to = 0
+        self.last_seq = 0
+        self.last_crc = 0
+
+    def __enter__(self) -> Replay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of every file."""
+        for file in self._files.values():
+            file.close()
+
+    # -- following ----------------------------------------------------------------------------------
+
+    def poll(self) -> list[JournalTrial]:
+        """Read what has been appended and return the trials that were committed by it, in order.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the journal folder is gone (published, or moved).
+        FormatError
+            If a segment is of a newer version.
+        DamagedData
+            If the disk cannot read it.
+        """
+        self._find_segments()
+        new: list[JournalTrial] = []
+        for file in self._files.values():
+            try:
+                for event in file.poll():
+                    if isinstance(event, Damage):
+                        self.damages.append(event)
+                    else:
+                        self._take(file, event, new)
+            except FormatError as error:
+                raise FormatError(f"{str(file.path)!r}: {error}") from error
+            statement = self._witness(file)
+            if statement is not None:
+                self.synced_to = max(self.synced_to, statement.seq)
+        return [trial for trial in new if self.trials.get(trial.index) is trial]
+
+    def _find_segments(self) -> None:
+        found: dict[str, Path] = {}
+        for position, folder in enumerate(self._folders):
+            with contextlib.suppress(FileNotFoundError) if position else contextlib.nullcontext():
+                for name in os.listdir(folder):
+                    if layout.segment_number(name) is not None:
+                        found[f"{name}:{position}"] = folder / name
+        fresh = sorted(found.keys() - self._files.keys())
+        for key in fresh:
+            with contextlib.suppress(FileNotFoundError):
+                self._files[key] = SegmentFile(found[key])
+        if fresh:
+            self._files = dict(sorted(self._files.items()))
+
+    def _take(self, file: SegmentFile, whole: Whole, new: list[JournalTrial]) -> None:
+        frame, session = whole.frame, file.session
+        self.synced_to = max(self.synced_to, frame.synced_to)
+        self.last_seq, self.last_crc = max(self.last_seq, frame.seq), frame.crc
+        state = self._sessions.setdefault(session, _Session())
+        if self._is_superseded(file, frame.seq):
+            return
+        try:
+            record = entries.decode(frame.type, whole.meta)
+        except FormatError as error:
+            span = (frame.offset, frame.end)
+            self.damages.append(Damage(file.path.name, frame.seq, frame.seq, span, str(error)))
+            return
+        match record:
+            case entries.Opening():
+                self._open(file, state, record)
+            case entries.ChunkRun() if record.nbytes <= frame.body_length:
+                ref = ChunkRef(file, frame.offset, record.first, len(record.stamps), record.nbytes)
+                trial = self.trials.get(record.trial)
+                if trial is not None and trial.session == session:
+                    trial.arrays.setdefault(record.array, []).append(ref)
+                else:
+                    arrays = state.pending.setdefault(record.trial, {})
+                    arrays.setdefault(record.array, []).append(ref)
+            case entries.TrialCommit():
+                self._commit(state, record, frame.seq, session, new)
+            case entries.LossNote(losses):
+                state.losses += losses
+            case entries.CleanEnd():
+                state.end = record
+                self.synced_to = max(self.synced_to, frame.seq)
+
+    def _open(self, file: SegmentFile, state: _Session, opening: Opening) -> None:
+        if state.opening is None:
+            state.opening = opening
+        state.end = None
+        self.synced_to = max(self.synced_to, opening.after)
+        if self._last_session != file.session:
+            # Whoever wrote to an older segment after this had lost the task without knowing it.
+            late = [
+                trial
+                for trial in self.trials.values()
+                if trial.seq > opening.after and trial.session != file.session
+            ]
+            for trial in late:
+                del self.trials[trial.index]
+                self._supersede(trial.index, opening)
+            self._last_session = file.session
+
+    def _is_superseded(self, file: SegmentFile, seq: int) -> bool:
+        last = self._sessions.get(self._last_session)
+        if last is None or last.opening is None or file.session == self._last_session:
+            return False
+        known = self._sessions[file.session].opening
+        return known is not None and seq > last.opening.after >= known.after
+
+    def _supersede(self, index: int, opening: Opening) -> None:
+        evidence = f"session {opening.session} had taken the task over after frame {opening.after}"
+        self._superseded.append(Loss((index,), "1 trial", "superseded", evidence=evidence))
+
+    def _commit(
+        self,
+        state: _Session,
+        commit: TrialCommit,
+        seq: int,
+        session: bytes,
+        new: list[JournalTrial],
+    ) -> None:
+        arrays = state.pending.pop(commit.trial, {})
+        known = self.trials.get(commit.trial)
+        if known is not None:
+            # Written again after a failed sync: the same trial, its chunks perhaps in two places.
+            for name, refs in arrays.items():
+                known.arrays.setdefault(name, []).extend(refs)
+            return
+        trial = JournalTrial(commit, seq, session, arrays)
+        self.trials[commit.trial] = trial
+        new.append(trial)
+
+    # -- what is known by now -----------------------------------------------------------------------
+
+    @property
+    def count(self) -> int:
+        """One more than the highest trial number, lost ones included."""
+        last = max(self.trials, default=self._base - 1) + 1
+        return max(last, self._base, self._promised())
+
+    @property
+    def end(self) -> CleanEnd | None:
+        """The clean end of the newest session, or None if it was cut off or still goes on."""
+        state = self._sessions.get(self._last_session)
+        return None if state is None else state.end
+
+    @property
+    def openings(self) -> list[Opening]:
+        """The opening of each session whose first frame is whole, oldest first."""
+        return [state.opening for state in self._sessions.values() if state.opening is not None]
+
+    @property
+    def sessions(self) -> list[str]:
+        """Uuid of every session that left a segment, hexadecimal, oldest first."""
+        return [session.hex() for session in self._sessions]
+
+    @property
+    def segments(self) -> list[Path]:
+        """The segments, oldest first."""
+        return [file.path for file in self._files.values()]
+
+    @property
+    def torn(self) -> list[tuple[Path, int, int]]:
+        """Bytes behind the last whole frame of each segment: path, first byte, byte after the last."""
+        files = self._files.values()
+        return [(f.path, *_span(f)) for f in files if f.torn.end > f.torn.offset]
+
+    def uncommitted(self) -> dict[tuple[bytes, int], dict[str, list[ChunkRef]]]:
+        """Chunks whose trial was never committed, by session and trial number."""
+        return {
+            (session, trial): {name: _unrepeated(refs) for name, refs in arrays.items()}
+            for session, state in self._sessions.items()
+            for trial, arrays in state.pending.items()
+        }
+
+    def _promised(self) -> int:
+        """How many trials must exist by what ends, openings and witnesses of the newest session say."""
+        counts = [opening.trials for opening in self.openings]
+        counts += [state.end.trials for state in self._sessions.values() if state.end is not None]
+        statements = (self._witness(file) for file in self._files.values())
+        counts += [statement.trials for statement in statements if statement is not None]
+        return max(counts, default=0)
+
+    def _witness(self, file: SegmentFile) -> Witness | None:
+        """What the witness says of a segment, unless it speaks of frames behind a takeover."""
+        statement = file.witness()
+        if statement is None or (
+            file.session in self._sessions and self._is_superseded(file, statement.seq)
+        ):
+            return None
+        return statement
+
+    # -- what is missing ----------------------------------------------------------------------------
+
+    def lost_trials(self) -> list[int]:
+        """Numbers of trials whose row cannot be read."""
+        return [index for index in range(self._base, self.count) if index not in self.trials]
+
+    def losses(self, *, check_samples: bool = False) -> list[Loss]:
+        """Everything durable that cannot be read, and everything that was refused.
+
+        Parameters
+        ----------
+        check_samples : bool, optional
+            Read every sample and check it; without it only rows and the presence of chunks are checked.
+        """
+        found = [loss for state in self._sessions.values() for loss in state.losses]
+        found += self._superseded
+        where = self._evidence()
+        lost = self.lost_trials()
+        found += [
+            Loss((index,), "1 trial", where.kind, where.file, where.byte_range, where.evidence)
+            for index in lost
+        ]
+        if self.synced_to > self.last_seq and not lost:
+            what = f"frames {self.last_seq + 1} to {self.synced_to} of the open trial"
+            found.append(Loss((self.count,), what, "missing", where.file, None, where.evidence))
+        for trial in self.trials.values():
+            for name, whole in trial.whole_arrays().items():
+                if not whole:
+                    found.append(
+                        Loss((trial.index,), f"array {name!r}", where.kind, where.file,
+                             where.byte_range, where.evidence)
+                    )  # fmt: skip
+                elif check_samples and (loss := self._sample_loss(trial, name)) is not None:
+                    found.append(loss)
+        return found
+
+    def _evidence(self) -> Loss:
+        """Class and place of what is missing: damage that can be pointed at, or plain absence."""
+        acknowledged = [damage for damage in self.damages if damage.first_seq <= self.synced_to]
+        if acknowledged:
+            first = acknowledged[0]
+            return Loss((), "", "damaged", first.file, first.byte_range, first.evidence)
+        name = self.segments[-1].name if self._files else ""
+        return Loss((), "", "missing", name, None, f"durable up to frame {self.synced_to}")
+
+    def _sample_loss(self, trial: JournalTrial, name: str) -> Loss | None:
+        try:
+            for _ in self.chunks(trial, name):
+                pass
+        except DamagedData as error:
+            file = "" if error.path is None else error.path.name
+            return Loss((trial.index,), f"array {name!r}", "damaged", file, None, str(error))
+        return None
+
+    # -- samples ------------------------------------------------------------------------------------
+
+    def layout_of(self, trial: JournalTrial, name: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+        """Shape, dtype and stack axis of one array of a trial, from descriptions alone.
+
+        Raises
+        ------
+        DamagedData
+            If chunks are missing or their descriptions damaged.
+        """
+        shapes: list[tuple[int, ...]] = []
+        run: ChunkRun | None = None
+        for run, _ in self._runs(trial, name):
+            shapes += [run.layout.shape_of(stamp.length) for stamp in run.stamps]
+        if run is None:
+            raise _incomplete(trial, name)
+        shape = chunks.joined_shape(shapes, run.layout.stack_axis)
+        return shape, run.layout.dtype, run.layout.stack_axis
+
+    def chunks(self, trial: JournalTrial, name: str) -> Iterator[Chunk]:
+        """Yield the chunks of one array of a trial, oldest first, each checked.
+
+        Raises
+        ------
+        DamagedData
+            Naming file and trial, if a chunk is missing or does not fit its checksum.
+        """
+        if not trial.whole_arrays().get(name, False):
+            raise _incomplete(trial, name)
+        yield from self._chunks(trial.arrays[name], trial.index, name)
+
+    def window(self, trial: JournalTrial, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Return samples ``[start, stop)`` of one array of a trial; other samples are not read.
+
+        Raises
+        ------
+        DamagedData
+            As `chunks`, for the chunks that the window touches.
+        """
+        shape, dtype, stack_axis = self.layout_of(trial, name)
+        axis = chunks.samples_axis(len(shape), stack_axis)
+        size = shape[axis] if shape else 1
+        start, stop = min(start, size), min(stop, size)
+        count = trial.commit.arrays[name][0]
+        parts: list[NDArray[Any]] = []
+        at = 0
+        for run, ref in self._runs(trial, name):
+            lengths = [
+                chunks.length_in(run.layout.shape_of(stamp.length), count, stack_axis)
+                for stamp in run.stamps
+            ]
+            if at < stop and at + sum(lengths) > start:
+                for chunk, length in zip(self._chunks([ref], trial.index, name), lengths, strict=True):
+                    first, last = max(start - at, 0), min(stop - at, length)
+                    if first < last:
+                        whole = chunks.as_part(chunk.data, count, stack_axis)
+                        parts.append(whole[chunks.along(axis, first, last - first)])
+                    at += length
+            else:
+                at += sum(lengths)
+        if not parts:
+            return np.empty((*shape[:axis], 0, *shape[axis + 1 :]), dtype)
+        return np.concatenate(parts, axis) if shape else parts[0]
+
+    def loose_chunks(self, refs: Sequence[ChunkRef], trial: int, name: str) -> Iterator[Chunk]:
+        """Yield chunks of a trial that was never committed; raises DamagedData as `chunks` does."""
+        yield from self._chunks(refs, trial, name)
+
+    def run_of(self, ref: ChunkRef) -> ChunkRun:
+        """Describe the chunks of one frame; raises DamagedData if the description is damaged."""
+        return _run_at(ref)[0]
+
+    def _runs(self, trial: JournalTrial, name: str) -> Iterator[tuple[ChunkRun, ChunkRef]]:
+        if not trial.whole_arrays().get(name, False):
+            raise _incomplete(trial, name)
+        for ref in _unrepeated(trial.arrays[name]):
+            yield _run_at(ref)[0], ref
+
+    def _chunks(self, refs: Sequence[ChunkRef], trial: int, name: str) -> Iterator[Chunk]:
+        by_first: dict[int, list[ChunkRef]] = {}
+        for ref in refs:
+            by_first.setdefault(ref.first, []).append(ref)
+        for first in sorted(by_first):
+            run, body = _first_whole(by_first[first], trial, name)
+            at = 0
+            for stamp in run.stamps:
+                shape = run.layout.shape_of(stamp.length)
+                yield Chunk(np.ndarray(shape, run.layout.dtype, body, at), stamp)
+                at += run.layout.nbytes_of(stamp.length)
+
+
+def _span(file: SegmentFile) -> tuple[int, int]:
+    return file.torn.offset, file.torn.end
+
+
+def _unrepeated(refs: Sequence[ChunkRef]) -> list[ChunkRef]:
+    """One reference for each run of chunks, in order: after a failed sync a run may stand in two segments."""
+    return [ref for _, ref in sorted({ref.first: ref for ref in refs}.items())]
+
+
+def _run_at(ref: ChunkRef) -> tuple[ChunkRun, Whole]:
+    whole = ref.segment.frame_at(ref.offset)
+    record = entries.decode(whole.frame.type, whole.meta)
+    if not isinstance(record, entries.ChunkRun):
+        raise DamagedData(f"{str(ref.segment.path)!r} changed under us", ref.segment.path)
+    return record, whole
+
+
+def _first_whole(refs: Sequence[ChunkRef], trial: int, name: str) -> tuple[ChunkRun, bytes]:
+    failure: DamagedData | None = None
+    for ref in refs:
+        try:
+            run, whole = _run_at(ref)
+            return run, ref.segment.body_of(whole.frame)
+        except DamagedData as error:
+            failure = error
+    message = f"array {name!r} of trial {trial}: {failure}"
+    raise DamagedData(message, failure.path if failure else None, (trial,)) from failure
+
+
+def _incomplete(trial: JournalTrial, name: str) -> DamagedData:
+    path = next((ref.segment.path for refs in trial.arrays.values() for ref in refs), None)
+    message = f"array {name!r} of trial {trial.index}: chunks are missing from the journal"
+    return DamagedData(message, path, (trial.index,))

@@ -1,0 +1,223 @@
+"""The reading end of one segment: frames as they come, each looked at once."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from trialstore._errors import DamagedData
+from trialstore._ondisk import journal, layout, witness
+from trialstore._ondisk.disk import open_reading, read_file
+from trialstore._ondisk.journal import HEADER_SIZE, Frame, Gap, Tail
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+#: A description longer than this is not ours: 100 000 attributes would be shorter.
+_META_LIMIT: Final = 1 << 28
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Frames that should be there and are not whole.
+
+    Parameters
+    ----------
+    file : str
+        Name of the segment.
+    first_seq, last_seq : int
+        Numbers of the frames concerned; none if ``last_seq < first_seq``.
+    byte_range : tuple of int
+        Where in the segment, first byte and byte after the last.
+    evidence : str
+        How it is known.
+    """
+
+    file: str
+    first_seq: int
+    last_seq: int
+    byte_range: tuple[int, int]
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A frame whose header and description fit their checksums; the samples have not been looked at."""
+
+    frame: Frame
+    meta: bytes
+
+
+class SegmentFile:
+    """Follows one segment. Reads only; a descriptor stays open so that a rename does not matter.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The segment.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the segment is gone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.session = b""
+        self.last_seq: int | None = None
+        self.torn = Tail(0, 0)
+        self._salt = 0
+        self._offset = HEADER_SIZE
+        self._last_crc: int | None = None
+        self._gap: Gap | None = None
+        self._fd = open_reading(path)
+        self._seeking = threading.Lock()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read at most `length` bytes from `offset`.
+
+        Raises
+        ------
+        DamagedData
+            If the disk cannot read them.
+        """
+        try:
+            if hasattr(os, "pread"):
+                return os.pread(self._fd, length, offset)
+            with self._seeking:  # pragma: no cover - Windows only
+                os.lseek(self._fd, offset, os.SEEK_SET)
+                return os.read(self._fd, length)
+        except OSError as error:
+            raise DamagedData(f"{str(self.path)!r} cannot be read: {error}", self.path) from error
+
+    def size(self) -> int:
+        """Bytes in the segment now."""
+        return os.fstat(self._fd).st_size
+
+    def witness(self) -> witness.Witness | None:
+        """Return the newest statement about this segment, or None."""
+        try:
+            data = read_file(layout.witness_path(self.path), 2 * witness.SLOT_SIZE)
+        except OSError:
+            return None
+        return witness.newest(data, self.session)
+
+    def poll(self) -> Iterator[Whole | Damage]:
+        """Yield what has been appended since the last poll.
+
+        Raises
+        ------
+        FormatError
+            If the segment is of a newer version of the format.
+        DamagedData
+            If the disk cannot read it.
+        """
+        size = self.size()
+        if not self.session and not self._identify(size):
+            return
+        for event in journal.scan(self.read, size, self._salt, self._offset):
+            match event:
+                case Tail():
+                    self.torn = event
+                    self._offset = event.offset
+                case Gap():
+                    self._gap = event
+                case Frame():
+                    yield from self._check(event)
+                    self._offset = event.end
+
+    def _identify(self, size: int) -> bool:
+        """Learn the session, and so the salt, from the header or, failing that, from the witness."""
+        if size < HEADER_SIZE:
+            self.torn = Tail(0, size)
+            return False
+        session = journal.parse_header(self.read(0, HEADER_SIZE))
+        if session is None:
+            try:
+                data = read_file(layout.witness_path(self.path), 2 * witness.SLOT_SIZE)
+            except OSError:
+                data = b""
+            session = witness.owner(data)
+        if session is None:
+            self.torn = Tail(0, size)
+            return False
+        self.session = session
+        self._salt = journal.salt_of(session)
+        return True
+
+    def _check(self, frame: Frame) -> Iterator[Whole | Damage]:
+        gap, self._gap = self._gap, None
+        # Numbers only rise: what lies inside a damaged frame's samples cannot pass for a frame.
+        if self.last_seq is not None and frame.seq <= self.last_seq:
+            return
+        if self.last_seq is not None and frame.seq != self.last_seq + 1:
+            start = gap.offset if gap else frame.offset
+            yield self._damage(self.last_seq + 1, frame.seq - 1, start, frame.offset, "frames missing")
+        elif gap is not None and self.last_seq is not None:
+            yield self._damage(frame.seq, frame.seq - 1, gap.offset, gap.end, "foreign bytes")
+        elif gap is not None:
+            yield self._damage(0, frame.seq - 1, gap.offset, gap.end, "first frames missing")
+        elif self._last_crc is not None and frame.previous != self._last_crc:
+            yield self._damage(frame.seq, frame.seq - 1, frame.offset, frame.offset, "chain broken")
+        self.last_seq, self._last_crc = frame.seq, frame.crc
+        whole = frame.meta_length <= _META_LIMIT
+        meta = journal.read_meta(self.read, frame) if whole else None
+        if meta is None:
+            yield self._damage(
+                frame.seq, frame.seq, frame.offset, frame.end, "a description does not fit its CRC"
+            )
+        else:
+            yield Whole(frame, meta)
+
+    def _damage(self, first: int, last: int, start: int, end: int, evidence: str) -> Damage:
+        return Damage(self.path.name, first, last, (start, end), evidence)
+
+    def frame_at(self, offset: int) -> Whole:
+        """Read one frame's header and description again.
+
+        Raises
+        ------
+        DamagedData
+            If they do not fit their checksums any more.
+        """
+        frame = journal.parse_frame(self.read(offset, journal.FRAME_SIZE), offset, self._salt)
+        meta = None if frame is None else journal.read_meta(self.read, frame)
+        if frame is None or meta is None:
+            raise DamagedData(f"{str(self.path)!r}: damaged at byte {offset}", self.path)
+        return Whole(frame, meta)
+
+    def body_of(self, frame: Frame) -> bytes:
+        """Read a frame's samples, checked.
+
+        Raises
+        ------
+        DamagedData
+            If they do not fit their checksum.
+        """
+        body = self.read(frame.body_offset, frame.body_length)
+        while len(body) < frame.body_length:  # Linux gives at most 2 GiB in one call
+            more = self.read(frame.body_offset + len(body), frame.body_length - len(body))
+            if not more:
+                break
+            body += more
+        if not journal.crc_fits(body, frame):
+            raise DamagedData(
+                f"{str(self.path)!r}: the samples in bytes {frame.body_offset} to "
+                f"{frame.body_offset + frame.body_length} do not fit their checksum",
+                self.path,
+            )
+        return body
+

@@ -1,0 +1,278 @@
+"""One array's published file: built hidden beside the old one, checked, then renamed into place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from trialstore._errors import PublishFailed
+from trialstore._ondisk import chunks, layout
+from trialstore._ondisk.disk import open_reading
+from trialstore._ondisk.manifest import ArrayRecord, StoredArray
+from trialstore._publishing.hdf5 import ArrayFileWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from trialstore._ondisk.disk import Disk
+    from trialstore._ondisk.replay import JournalTrial, Replay
+
+#: Samples are moved in slabs of about this size, so that a trial of an hour needs no more memory.
+_SLAB_BYTES: Final = 32 * 2**20
+#: Written bytes are synced and read back in portions of about this size while recording goes on, so that
+#: closing a task costs its last seconds and not its length.
+_CHECK_BYTES: Final = 64 * 2**20
+_TIMING_DTYPE: Final = np.dtype(np.int64)
+
+
+@dataclass(slots=True)
+class _Written:
+    """A dataset that was written and not yet read back."""
+
+    stored: StoredArray
+    dtype: np.dtype[Any]
+    axis: int
+    offset: int | None
+
+    @property
+    def nbytes(self) -> int:
+        return chunks.nbytes(self.stored.shape, self.dtype)
+
+
+@dataclass(slots=True)
+class ArrayBuilder:
+    """Builds ``NAME.hdf5`` trial by trial.
+
+    Guarantee: `finish` returns only after every dataset's bytes were synced, read back from the file and
+    found equal to the journal's.
+
+    Parameters
+    ----------
+    disk : Disk
+        Where renames and syncs go.
+    folder : pathlib.Path
+        The task's folder.
+    name : str
+        Name of the array.
+    record : ArrayRecord
+        What the manifest says of it; grows with each trial.
+    token : str
+        Part of the hidden file's name that is this publisher's own.
+    """
+
+    disk: Disk
+    folder: Path
+    name: str
+    record: ArrayRecord
+    token: str
+    _file: ArrayFileWriter | None = None
+    _unchecked: list[_Written] = field(default_factory=list)
+    _unchecked_bytes: int = 0
+    _changed: bool = False
+    _offsets: dict[int, int | None] = field(default_factory=dict)
+
+    @property
+    def hidden(self) -> Path:
+        """The file being built."""
+        target = layout.array_path(self.folder, self.name)
+        return self.folder / layout.building_name(target.name, self.token)
+
+    def add(self, replay: Replay, trial: JournalTrial) -> None:
+        """Write one trial's array.
+
+        Raises
+        ------
+        DamagedData
+            If the journal's samples do not fit their checksums; nothing of the trial is kept then.
+        PublishFailed
+            If the file cannot be written.
+        """
+        shape, dtype, stack_axis = replay.layout_of(trial, self.name)
+        axis = chunks.samples_axis(len(shape), stack_axis)
+        block = chunks.block_length(shape, dtype, axis)
+        crcs: list[int] = []
+        stamps: list[tuple[int, int, int]] = []
+        nbytes = chunks.nbytes(shape, dtype)
+        if nbytes <= _SLAB_BYTES:
+            # Everything is checked before anything is written: a damaged trial leaves no dataset.
+            found = list(replay.chunks(trial, self.name))
+            stamps += [tuple(chunk.stamp) for chunk in found]
+            whole = chunks.join([chunk.data for chunk in found], stack_axis)
+            crcs += [chunks.crc_of(part) for part in chunks.blocks(whole, axis, block)]
+            pieces: Iterator[Any] = iter([(None, whole)])
+        else:
+            for _ in replay.chunks(trial, self.name):
+                pass
+            pieces = self._long_pieces(
+                replay, trial, (shape, dtype, stack_axis), block, crcs, stamps
+            )
+        writer = self._open()
+        key = str(trial.index)
+        writer.write(key, shape, dtype, pieces)
+        writer.write_group("timing", key, np.array(stamps, _TIMING_DTYPE).reshape(-1, 3))
+        stored = StoredArray(trial.index, chunks.dtype_to_json(dtype), shape, block, tuple(crcs))
+        self.record.trials[trial.index] = stored
+        self.record.stack_axis = stack_axis
+        self._unchecked.append(_Written(stored, dtype, axis, writer.offset(key)))
+        self._unchecked_bytes += nbytes
+        self._changed = True
+        if self._unchecked_bytes >= _CHECK_BYTES:
+            self.check()
+
+    def _long_pieces(
+        self,
+        replay: Replay,
+        trial: JournalTrial,
+        described: tuple[tuple[int, ...], np.dtype[Any], int],
+        block: int,
+        crcs: list[int],
+        stamps: list[tuple[int, int, int]],
+    ) -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:
+        shape, dtype, stack_axis = described
+        axis = chunks.samples_axis(len(shape), stack_axis)
+        per_sample = max(1, chunks.nbytes(shape, dtype) // max(1, shape[axis]))
+        length = max(block, _SLAB_BYTES // per_sample // block * block)
+
+        def data() -> Iterator[NDArray[Any]]:
+            for chunk in replay.chunks(trial, self.name):
+                stamps.append(tuple(chunk.stamp))
+                yield chunk.data
+
+        count = trial.commit.arrays[self.name][0]
+        for first, slab in chunks.slabs(data(), count, shape, dtype, stack_axis, length):
+            crcs.extend(chunks.crc_of(part) for part in chunks.blocks(slab, axis, block))
+            end = first + slab.shape[axis]
+            yield (
+                (slice(None),) * axis
+                + (slice(first, end),)
+                + (slice(None),) * (len(shape) - axis - 1),
+                slab,
+            )
+
+    def _open(self) -> ArrayFileWriter:
+        if self._file is None:
+            published = layout.array_path(self.folder, self.name)
+            if self.record.trials and not self.hidden.exists():
+                # The task was resumed: what is published stays as it is, the new file begins with it.
+                shutil.copyfile(published, self.hidden, follow_symlinks=False)
+            self._file = ArrayFileWriter(self.hidden, mode="r+" if self.hidden.exists() else "x")
+        return self._file
+
+    def check(self) -> None:
+        """Sync what was written and read it back.
+
+        Raises
+        ------
+        PublishFailed
+            If bytes differ from what was written, or the disk fails.
+        """
+        if self._file is None or not self._unchecked:
+            return
+        self._file.flush()
+        try:
+            self._sync()
+            fd = open_reading(self.hidden)
+            try:
+                for written in self._unchecked:
+                    self._compare(fd, written)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise PublishFailed(f"{str(self.hidden)!r}: {error}") from error
+        self._offsets.update((w.stored.trial, w.offset) for w in self._unchecked)
+        self._unchecked.clear()
+        self._unchecked_bytes = 0
+
+    def _sync(self) -> None:
+        fd = os.open(self.hidden, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+        try:
+            self.disk.sync(fd)
+        finally:
+            self.disk.close(fd)
+
+    def _compare(self, fd: int, written: _Written) -> None:
+        stored = written.stored
+        if written.nbytes == 0:
+            return
+        if written.offset is None:
+            raise PublishFailed(f"{str(self.hidden)!r}: dataset {stored.trial} has no place in it")
+        if hasattr(os, "pread") and written.nbytes <= _SLAB_BYTES:
+            data = os.pread(fd, written.nbytes, written.offset)
+            if len(data) < written.nbytes:
+                raise PublishFailed(f"{str(self.hidden)!r}: dataset {stored.trial} is cut short")
+            whole = np.ndarray(stored.shape, written.dtype, data)
+        else:
+            with open(self.hidden, "rb") as file:
+                whole = np.memmap(file, written.dtype, "r", written.offset, stored.shape)
+        found = chunks.blocks(whole, written.axis, stored.block)
+        if tuple(chunks.crc_of(part) for part in found) != stored.blocks:
+            raise PublishFailed(
+                f"{str(self.hidden)!r}: dataset {stored.trial} reads back differently"
+            )
+
+    def finish(self) -> bool:
+        """Complete the hidden file, check it whole; return whether there is something to rename.
+
+        Raises
+        ------
+        PublishFailed
+            If it cannot be completed or is not what was written.
+        """
+        if self._file is None:
+            return self._changed and self.hidden.exists()
+        self._file.set_attributes(_attributes(self.record.info))
+        self.check()
+        self.close()
+        self._sync_closed()
+        return self._changed
+
+    def _sync_closed(self) -> None:
+        """The table of contents is written at close: sync again, and see that it leads to the same bytes."""
+        try:
+            self._sync()
+        except OSError as error:
+            raise PublishFailed(f"{str(self.hidden)!r}: {error}") from error
+        with ArrayFileWriter(self.hidden, mode="r+") as file:
+            for trial, offset in self._offsets.items():
+                if file.offset(str(trial)) != offset:
+                    raise PublishFailed(f"{str(self.hidden)!r}: dataset {trial} has moved")
+        self._offsets.clear()
+
+    def publish(self, *, keep_building: bool) -> None:
+        """Rename the finished file into place.
+
+        Parameters
+        ----------
+        keep_building : bool
+            Recording goes on: leave a copy to build on.
+        """
+        target = layout.array_path(self.folder, self.name)
+        self.disk.replace(self.hidden, target)
+        self._changed = False
+        if keep_building:
+            shutil.copyfile(target, self.hidden, follow_symlinks=False)
+
+    def close(self) -> None:
+        """Close the hidden file."""
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()
+
+    def discard(self) -> None:
+        """Close and take away the hidden file."""
+        try:
+            self.close()
+        finally:
+            self.disk.remove(self.hidden)
+
+
+def _attributes(info: dict[str, Any]) -> dict[str, Any]:
+    """What stands in the file itself, so that it explains itself without a manifest."""
+    return {name: info.get(name) for name in ("rate", "unit", "channels", "dims")}

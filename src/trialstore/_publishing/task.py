@@ -1,0 +1,413 @@
+"""One task on its way to plain files: follow the journal, build hidden files, publish, take the journal away.
+
+Everything here can be killed at any point and begun again: published files appear by rename, the manifest last,
+and the journal goes only after that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+import uuid
+import zlib
+from collections import deque
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from trialstore._errors import DamagedData, PublishFailed, StorageError
+from trialstore._ondisk import chunks, layout, manifest, recovery
+from trialstore._ondisk.disk import Disk, read_file
+from trialstore._ondisk.entries import CleanEnd
+from trialstore._ondisk.lock import acquire
+from trialstore._ondisk.losses import Loss
+from trialstore._ondisk.manifest import ArrayRecord, Manifest
+from trialstore._ondisk.replay import Replay
+from trialstore._ondisk.table import Table, check_columns, parse_timing, render_timing
+from trialstore._publishing.arrays import ArrayBuilder
+from trialstore._publishing.hdf5 import ArrayFileWriter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from trialstore._ondisk.lock import Lock
+    from trialstore._ondisk.replay import ChunkRef, JournalTrial
+
+_KILLED: Final = (
+    "the recorder ended without closing the task (it was killed, or the computer stopped)"
+)
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The rows and times of all trials so far."""
+
+    table: Table = field(default_factory=Table)
+    timing: list[tuple[int, int, int, int | None]] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)
+
+    def add(self, trial: JournalTrial) -> None:
+        while len(self.table) < trial.index:
+            self.skip()
+        commit = trial.commit
+        self.table.add(commit.row)
+        times = (commit.unix_ns, commit.monotonic_ns, commit.first_unix_ns)
+        self.timing.append((trial.index, *times))
+
+    def skip(self) -> None:
+        """A trial whose row is lost keeps its line, empty: row numbers are what names the datasets."""
+        self.lost.append(len(self.table))
+        self.table.add([])
+
+
+class TaskPublisher:
+    """Publishes one task.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        The task's folder.
+    fallback : pathlib.Path or None
+        Where further segments may lie.
+    keep_journal : bool
+        Leave the journal in place.
+
+    Raises
+    ------
+    StorageError
+        If the task's manifest cannot be understood.
+    """
+
+    def __init__(
+        self, folder: Path, *, fallback: Path | None = None, keep_journal: bool = False
+    ) -> None:
+        self.folder = folder
+        self.keep_journal = keep_journal
+        self._journal = folder / layout.JOURNAL
+        self._fallback = fallback
+        self._disk = Disk()
+        self._token = uuid.uuid4().hex[:12]
+        self._rows = _Rows()
+        self._arrays: dict[str, ArrayBuilder] = {}
+        self._losses: list[Loss] = []
+        self._waiting: deque[JournalTrial] = deque()
+        self._undecided: deque[JournalTrial] = deque()
+        self._rows_shown = 0
+        self._base = recovery.base_manifest(folder)
+        if self._base is not None:
+            self._take_base(self._base)
+        folders = (self._journal,) if fallback is None else (self._journal, fallback)
+        self._replay = Replay(folders, 0 if self._base is None else self._base.trials)
+        self._remove_leftovers()
+
+    def _take_base(self, base: Manifest) -> None:
+        """Begin with what was published before the task was resumed."""
+        folder = self._journal / layout.BASE
+        columns = check_columns(base.columns, base.trials)
+        self._rows.table = Table.from_csv(read_file(folder / layout.TRIALS), columns, base.trials)
+        self._rows.timing = [tuple(row) for row in parse_timing(read_file(folder / layout.TIMING))]
+        self._rows.lost = list(base.lost)
+        self._losses = list(base.losses)
+        for name, record in base.arrays.items():
+            self._arrays[name] = self._builder(name, record)
+
+    def _builder(self, name: str, record: ArrayRecord) -> ArrayBuilder:
+        return ArrayBuilder(self._disk, self.folder, name, record, self._token)
+
+    def _remove_leftovers(self) -> None:
+        """Hidden files of a publisher that died; it cannot be alive, its recorder has started us instead."""
+        for name in os.listdir(self.folder):
+            if layout.is_building(name):
+                self._remove(self.folder / name)
+
+    def _remove(self, path: Path) -> None:
+        """Delete a hidden file of ours, or a journal that was moved out of sight; follows no links."""
+        if path.is_symlink() or not path.is_dir():
+            self._disk.remove(path)
+            return
+        for name in os.listdir(path):
+            self._remove(path / name)
+        self._disk.remove_folder(path)
+
+    # -- while recording ----------------------------------------------------------------------------
+
+    def follow(self) -> int:
+        """Read what the journal has gained; return how many bytes of samples wait to be built.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the journal is gone.
+        StorageError
+            If it cannot be understood.
+        """
+        self._undecided += self._replay.poll()
+        while self._undecided and self._undecided[0].seq <= self._replay.synced_to:
+            self._take(self._undecided.popleft())
+        return self.waiting_bytes
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of samples that are not built yet."""
+        waiting = (trial.commit.arrays.values() for trial in self._waiting)
+        return sum(nbytes for arrays in waiting for _, nbytes in arrays)
+
+    def _take(self, trial: JournalTrial) -> None:
+        self._rows.add(trial)
+        if trial.commit.arrays:
+            self._waiting.append(trial)
+
+    def build(self, nbytes: int) -> None:
+        """Write waiting arrays into the hidden files, about `nbytes` of them."""
+        while self._waiting and nbytes > 0:
+            trial = self._waiting.popleft()
+            for name, (_, size) in trial.commit.arrays.items():
+                self._add_array(trial, name)
+                nbytes -= size
+
+    def _add_array(self, trial: JournalTrial, name: str) -> None:
+        builder = self._arrays.get(name)
+        if builder is None:
+            described = manifest.read(self.folder)
+            declared = {} if described is None else described.arrays
+            record = declared.get(name) or ArrayRecord({}, 1)
+            builder = self._arrays[name] = self._builder(name, replace(record, trials={}))
+        try:
+            builder.add(self._replay, trial)
+        except DamagedData as error:
+            file = "" if error.path is None else f"{layout.JOURNAL}/{error.path.name}"
+            what = f"array {name!r}"
+            self._losses.append(Loss((trial.index,), what, "damaged", file, None, str(error)))
+
+    def refresh(self) -> None:
+        """Let a person look: put ``trials.csv`` in place as far as it goes."""
+        if len(self._rows.table) == self._rows_shown:
+            return
+        self._write_table()
+        self._rows_shown = len(self._rows.table)
+
+    def _write_table(self) -> dict[str, dict[str, int]]:
+        timing = render_timing(self._rows.timing)
+        return {
+            layout.TRIALS: self._write_checked(layout.TRIALS, self._rows.table.render()),
+            layout.TIMING: self._write_checked(layout.TIMING, timing),
+        }
+
+    def _write_checked(self, name: str, data: bytes) -> dict[str, int]:
+        """Write a file beside, sync it, read it back, rename it into place."""
+        hidden = self.folder / layout.building_name(name, self._token)
+        self._disk.remove(hidden)
+        fd = self._disk.create(hidden)
+        try:
+            self._disk.write(fd, [data])
+            self._disk.sync(fd)
+        finally:
+            self._disk.close(fd)
+        if read_file(hidden) != data:
+            raise PublishFailed(f"{str(hidden)!r} reads back differently")
+        self._disk.replace(hidden, self.folder / name)
+        return {"size": len(data), "crc32": zlib.crc32(data)}
+
+    def publish(self) -> int:
+        """Publish everything durable so far while recording goes on; return the number of trials.
+
+        Raises
+        ------
+        PublishFailed, OSError
+            If it cannot be done; the journal is untouched.
+        """
+        self.follow()
+        self.build(2**63)
+        with self._publishing():
+            described = self._described()
+            self._put_in_place(described, keep_building=True)
+            described.trials = len(self._rows.table)
+            self._disk.write_file(self.folder / layout.MANIFEST, described.encode())
+        return len(self._rows.table)
+
+    # -- the end ------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Publish everything, mark the task complete or interrupted, and take the journal away.
+
+        Guarantee: the journal goes only after every file of the published set was verified and synced.
+
+        Raises
+        ------
+        TaskLocked
+            If a recorder has the task (again).
+        StorageError, OSError
+            If it cannot be done; the journal is untouched.
+        """
+        lock = acquire(self._journal / layout.LOCK, "publisher")
+        try:
+            self._finish_locked()
+            self._remove_journal(lock)
+        finally:
+            lock.release()
+
+    def _finish_locked(self) -> None:
+        self._undecided += self._replay.poll()
+        while self._undecided:
+            self._take(self._undecided.popleft())
+        while len(self._rows.table) < self._replay.count:
+            self._rows.skip()
+        self.build(2**63)
+        with self._publishing():
+            self._keep_uncommitted()
+            described = self._described()
+            self._put_in_place(described, keep_building=False)
+            self._describe_end(described)
+            described.files.update(self._pickles())
+            self._disk.write_file(self.folder / layout.MANIFEST, described.encode())
+
+    @contextlib.contextmanager
+    def _publishing(self) -> Any:
+        """One publisher at a time: that of a killed recorder may still be at work."""
+        lock = acquire(self._journal / layout.PUBLISH_LOCK, "publisher", patience=5.0)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _described(self) -> Manifest:
+        """The manifest as far as the journal and the recorder's own manifest tell."""
+        described: Manifest | None = None
+        with contextlib.suppress(StorageError):  # damaged or foreign: the journal knows all of it
+            described = manifest.read(self.folder)
+        openings = self._replay.openings
+        if described is None:
+            told = openings[0].description if openings else {}
+            described = Manifest(
+                "recording",
+                str(told.get("subject", self.folder.parent.name)),
+                str(told.get("task", self.folder.name)),
+                start=told.get("start"),
+                environment=told.get("environment", {}),
+                metadata=told.get("metadata", {}),
+            )
+        described.sessions = list(dict.fromkeys([*described.sessions, *self._replay.sessions]))
+        described.columns = self._rows.table.kinds()
+        described.lost = list(self._rows.lost)
+        described.trials = len(self._rows.table)
+        for name, builder in self._arrays.items():
+            described.arrays[name] = builder.record
+        known = set(self._losses)
+        self._losses += [loss for loss in self._replay.losses() if loss not in known]
+        described.losses = list(self._losses)
+        return described
+
+    def _put_in_place(self, described: Manifest, *, keep_building: bool) -> None:
+        """Complete every hidden file first, then rename them all: a failure leaves the old set whole."""
+        ready = [builder for builder in self._arrays.values() if builder.finish()]
+        for builder in ready:
+            builder.publish(keep_building=keep_building)
+        for name in self._arrays:
+            path = layout.array_path(self.folder, name)
+            if path.exists():
+                described.files[path.name] = {"size": path.stat().st_size, "crc32": 0}
+        described.files.update(self._write_table())
+        self._rows_shown = len(self._rows.table)
+
+    def _describe_end(self, described: Manifest) -> None:
+        end = self._replay.end
+        if end is None:
+            timing = self._rows.timing
+            last = timing[-1] if timing else (0, time.time_ns(), 0, None)
+            end = CleanEnd(len(self._rows.table), "interrupted", _KILLED, last[1], last[2])
+        described.status = "interrupted" if end.status == "interrupted" else "complete"
+        described.traceback = end.traceback
+        described.statistics = end.statistics
+        utc = datetime.fromtimestamp(end.unix_ns / 1e9, UTC).isoformat(timespec="milliseconds")
+        described.end = {"utc": utc, "unix_ns": end.unix_ns, "monotonic_ns": end.monotonic_ns}
+
+    def _pickles(self) -> dict[str, dict[str, int]]:
+        found = {}
+        for path in sorted(self.folder.glob(f"*{layout.PICKLE_SUFFIX}")):
+            with contextlib.suppress(OSError):  # a link or a device: not ours to vouch for
+                data = read_file(path)
+                found[path.name] = {"size": len(data), "crc32": zlib.crc32(data)}
+        return found
+
+    def _keep_uncommitted(self) -> None:
+        """Chunks of trials that were never committed go to ``interrupted/``, named by trial and session."""
+        by_array: dict[str, list[tuple[str, int, list[ChunkRef]]]] = {}
+        for (session, trial), arrays in self._replay.uncommitted().items():
+            for name, refs in arrays.items():
+                by_array.setdefault(name, []).append((f"{trial}_{session.hex()[:8]}", trial, refs))
+        if not by_array:
+            return
+        folder = self.folder / layout.INTERRUPTED
+        self._disk.make_folder(folder)
+        for name, loose in by_array.items():
+            target = layout.array_path(folder, name)
+            hidden = folder / layout.building_name(target.name, self._token)
+            self._disk.remove(hidden)
+            if target.exists():
+                self._disk.write_file(hidden, read_file(target))
+            with ArrayFileWriter(hidden, mode="a") as file:
+                for key, trial, refs in loose:
+                    self._write_loose(file, key, trial, refs, name)
+            fd = os.open(hidden, os.O_RDWR)
+            try:
+                self._disk.sync(fd)
+            finally:
+                self._disk.close(fd)
+            self._disk.replace(hidden, target)
+
+    def _write_loose(
+        self, file: ArrayFileWriter, key: str, trial: int, refs: list[ChunkRef], name: str
+    ) -> None:
+        if file.has(key):
+            return
+        try:
+            found = list(self._replay.loose_chunks(refs, trial, name))
+        except DamagedData as error:
+            path = "" if error.path is None else f"{layout.JOURNAL}/{error.path.name}"
+            what = f"chunks of {name!r} of the open trial"
+            self._losses.append(Loss((trial,), what, "damaged", path, None, str(error)))
+            return
+        whole = chunks.join([chunk.data for chunk in found], self._stack_axis(refs))
+        stamps = np.array([tuple(chunk.stamp) for chunk in found], np.int64)
+        file.write(key, whole.shape, whole.dtype, [(None, whole)])
+        file.write_group("timing", key, stamps)
+
+    def _stack_axis(self, refs: list[ChunkRef]) -> int:
+        return self._replay.run_of(refs[0]).layout.stack_axis
+
+    def _remove_journal(self, lock: Lock) -> None:
+        """Move the journal out of sight in one step, then delete it piece by piece.
+
+        It stays where damage was found: damaged bytes are evidence, and somebody may read more out of them.
+        """
+        self._replay.close()
+        damaged = any(loss.kind != "refused" for loss in self._losses)
+        if self.keep_journal or damaged:
+            return
+        doomed = self.folder / layout.building_name(layout.JOURNAL, self._token)
+        self._disk.replace(self._journal, doomed)
+        lock.release()
+        self._remove(doomed)
+        if self._fallback is not None and self._fallback.is_dir():
+            for path in list(self._fallback.glob("*")):
+                self._disk.remove(path)
+            with contextlib.suppress(OSError):
+                self._disk.remove_folder(self._fallback)
+
+    def answer(self, request: int, error: str | None) -> None:
+        """Tell the recorder; if even that cannot be written, its own deadline will."""
+        data = json.dumps({"request": request, "error": error}).encode()
+        with contextlib.suppress(OSError):
+            if self._journal.is_dir():
+                self._disk.write_file(self._journal / layout.ANSWER, data)
+
+    def close(self) -> None:
+        """Let go of every file; hidden ones are taken away."""
+        self._replay.close()
+        for builder in self._arrays.values():
+            with contextlib.suppress(OSError, StorageError):
+                builder.discard()

@@ -1,0 +1,138 @@
+"""From cells to a DataFrame, with the dtypes that were recorded and nothing guessed.
+
+Which dtype a column gets is in `trialstore._reading.columns`.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from trialstore._errors import FormatError
+from trialstore._ondisk.table import Table, parse_columns
+from trialstore._reading.columns import Column, decode_cell, series_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+    from trialstore._ondisk.table import Columns, Runs
+    from trialstore._ondisk.values import NamedCell
+
+__all__ = [
+    "build_frame",
+    "decode_cell",
+    "frame_from_csv",
+    "frame_from_foreign_csv",
+    "frame_from_rows",
+]
+
+
+def frame_from_csv(data: bytes, columns: Columns, rows: int) -> pd.DataFrame:
+    """Make the DataFrame of a published table.
+
+    Parameters
+    ----------
+    data : bytes
+        The whole ``trials.csv``.
+    columns : list
+        Its kinds, checked by `check_columns`.
+    rows : int
+        Its number of rows (a table without columns can have some, too).
+
+    Raises
+    ------
+    FormatError
+        `data` is not a table of these columns and rows, or a cell is not of its kind.
+    """
+    names, texts = parse_columns(data)
+    if names != [name for name, _ in columns]:
+        raise FormatError(f"the table has the columns {names!r:.200}, its manifest names others")
+    described = zip(columns, texts, strict=True)
+    return build_frame([(name, runs, cells) for (name, runs), cells in described], rows)
+
+
+def frame_from_rows(rows: Sequence[Sequence[NamedCell]]) -> pd.DataFrame:
+    """Make the DataFrame of rows as the journal holds them, equal to that of the table they become.
+
+    Parameters
+    ----------
+    rows : sequence of sequence of (str, str, str)
+        Name, kind and text of the cells of each trial.
+
+    Raises
+    ------
+    FormatError
+        A row names a column twice, or a cell is not of its kind.
+    """
+    table = Table()
+    texts: dict[str, list[str]] = {}
+    for number, row in enumerate(rows):
+        table.add(row)
+        for name, _, text in row:
+            column = texts.setdefault(name, [])
+            column.extend([""] * (number - len(column)))
+            column.append(text)
+    for column in texts.values():
+        column.extend([""] * (len(rows) - len(column)))
+    return build_frame([(name, runs, texts[name]) for name, runs in table.kinds()], len(rows))
+
+
+def frame_from_foreign_csv(data: bytes, name: str) -> pd.DataFrame:
+    """Read a table that trialstore did not write, as AxoPy reads its own: what pandas makes of it.
+
+    Parameters
+    ----------
+    data : bytes
+        The whole file.
+    name : str
+        What to call the file in errors.
+
+    Raises
+    ------
+    FormatError
+        pandas cannot read it.
+    """
+    import pandas as pd
+
+    try:
+        return pd.read_csv(io.BytesIO(data), low_memory=False)
+    except (ValueError, OverflowError, RecursionError) as error:  # ParserError is a ValueError
+        raise FormatError(f"{name!r} is not a CSV table that pandas can read: {error}") from error
+
+
+def build_frame(columns: Sequence[tuple[str, Runs, Sequence[str]]], rows: int) -> pd.DataFrame:
+    """Make a DataFrame of decoded columns.
+
+    Parameters
+    ----------
+    columns : sequence of (str, list of (str, int), sequence of str)
+        Name, run-length coded kinds and texts of each column; names are unique.
+    rows : int
+        Length of every column.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Index ``0 ... rows - 1``; dtypes as the table in `trialstore._reading.columns` has them.
+
+    Raises
+    ------
+    FormatError
+        A column has another length, or a cell is not of its kind; the message names both.
+
+    Examples
+    --------
+    >>> build_frame([("code", [("str", 1), ("missing", 1)], ["007", ""])], 2)["code"].tolist()
+    ['007', None]
+    """
+    import pandas as pd
+
+    index = pd.RangeIndex(rows)
+    series = {}
+    for name, runs, texts in columns:
+        if len(texts) != rows or sum(count for _, count in runs) != rows:
+            raise FormatError(f"column {name!r} has {len(texts)} cells in a table of {rows} rows")
+        series[name] = series_of(Column(name, runs, texts), index)
+    return pd.DataFrame(series, index=index, columns=list(series))

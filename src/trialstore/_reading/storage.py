@@ -1,0 +1,136 @@
+"""What subjects and tasks there are. Reads only, at any time, without an event loop."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trialstore._errors import StorageError, TaskNotFound
+from trialstore._ondisk import layout
+from trialstore._ondisk.archive import storage_to_zip
+from trialstore._reading.task import TaskReader
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    StrPath = str | os.PathLike[str]
+
+
+class StorageReader:
+    """Finds what was recorded under a root.
+
+    Guarantee: nothing is ever written, and no recorder is ever disturbed.
+
+    Parameters
+    ----------
+    root : path, optional
+        Folder of the data. It need not exist yet; then there is nothing in it.
+
+    Raises
+    ------
+    StorageError
+        When something is read and the root is not a folder.
+
+    Examples
+    --------
+    >>> storage = StorageReader("data")
+    >>> for storage.subject_id in storage.subject_ids:
+    ...     for task in storage.task_ids:
+    ...         print(storage.require_task(task).trials)
+    """
+
+    def __init__(self, root: StrPath = "data") -> None:
+        self.root = Path(os.fspath(root))
+        self._subject_id: str | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.root)!r})"
+
+    @property
+    def subject_ids(self) -> list[str]:
+        """Names of the subjects, in alphabetical order.
+
+        Raises
+        ------
+        StorageError
+            If the root is a file.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise StorageError(f"root {str(self.root)!r} is not a folder")
+        return layout.list_folders(self.root)
+
+    @property
+    def subject_id(self) -> str | None:
+        """The current subject.
+
+        Raises
+        ------
+        InvalidName
+            On setting, if the name cannot be a folder's name everywhere.
+        """
+        return self._subject_id
+
+    @subject_id.setter
+    def subject_id(self, value: str) -> None:
+        self._subject_id = layout.check_name(value, "subject")
+
+    @property
+    def task_ids(self) -> list[str]:
+        """Names of the current subject's tasks, in alphabetical order; none without a subject."""
+        if self._subject_id is None:
+            return []
+        return layout.list_folders(self.root / self._subject_id)
+
+    def require_task(self, task_id: str) -> TaskReader:
+        """Return a reader of one task of the current subject.
+
+        Raises
+        ------
+        InvalidName
+            If the name cannot be a task's.
+        TaskNotFound
+            If no subject is set, or it has not started the task.
+        """
+        name = layout.check_name(task_id, "task")
+        if self._subject_id is None:
+            raise TaskNotFound("no subject is set: give storage.subject_id a name first")
+        folder = self.root / self._subject_id / name
+        if not folder.is_dir():
+            raise TaskNotFound(
+                f"subject {self._subject_id!r} has not started {name!r} yet: use create_task to create it"
+            )
+        return TaskReader(folder)
+
+    def catalogue(self) -> pd.DataFrame:
+        """Return one row per trial over all subjects and tasks.
+
+        A task that cannot be read is left out with a warning that names the file.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Indexed by ``(subject, task, number)``; columns are the attributes of all tasks, missing
+            where a task has no such attribute, with the dtypes as recorded.
+        """
+        from trialstore._reading.catalogue import concatenate
+
+        frames = {}
+        for subject in self.subject_ids:
+            for task in layout.list_folders(self.root / subject):
+                try:
+                    frames[subject, task] = TaskReader(self.root / subject / task).trials
+                except StorageError as error:
+                    warnings.warn(f"left out of the catalogue: {error}", stacklevel=2)
+        return concatenate(frames)
+
+    def to_zip(self, outfile: StrPath | None = None) -> str:
+        """Archive the whole root; see `storage_to_zip`.
+
+        Raises
+        ------
+        StorageError
+            If the root is no folder or the archive cannot be written.
+        """
+        return storage_to_zip(self.root, outfile)

@@ -1,0 +1,311 @@
+"""One open task on the loop's side: numbering, the open trial, and its lane of the queue."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio.lowlevel
+
+from trialstore._errors import QueueFull, StorageError
+from trialstore._ondisk.entries import ChunkStamp
+from trialstore._ondisk.losses import Loss
+from trialstore._recording import intake
+from trialstore._recording.items import ITEM_OVERHEAD, ChunkItem, EndItem, TrialItem
+from trialstore._recording.lifecycle import Lifecycle, State
+from trialstore._recording.progress import Level, Levels, Progress
+from trialstore._recording.receipt import Receipt
+from trialstore._recording.statistics import Statistics, Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from trialstore._ondisk.entries import CleanEnd
+    from trialstore._ondisk.lock import Lock
+    from trialstore._ondisk.segments import JournalWriter
+    from trialstore._recording.queue import BoundedQueue
+    from trialstore.design import ArrayInfo
+
+OnFull = Literal["wait", "raise", "drop"]
+
+#: A loop that only ever appends must let others run; a yield at every call would cost more than the call.
+_YIELD_AFTER_NS = 1_000_000
+
+
+class Channel:
+    """Takes trials and chunks of one task.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        The task's folder.
+    task : str
+        The task's name.
+    first : int
+        Number of the first trial.
+    arrays : Mapping
+        Declared arrays.
+    queue : BoundedQueue
+        Shared by all tasks of a Storage.
+    on_full : {'wait', 'raise', 'drop'}
+        What to do when the queue has no room.
+    tally : Tally
+        The Storage's counters.
+    notify : callable
+        Tells the writer that there is work.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        task: str,
+        first: int,
+        arrays: Mapping[str, ArrayInfo],
+        journal: JournalWriter,
+        lock: Lock,
+        *,
+        queue: BoundedQueue,
+        on_full: OnFull,
+        tally: Tally,
+        notify: Callable[[], None],
+    ) -> None:
+        self.folder = folder
+        self.task = task
+        self.journal = journal
+        self.lock = lock
+        self.lifecycle = Lifecycle(f"task {task!r}", State.OPEN)
+        self.progress = Progress(first)
+        self.names = intake.ArrayNames(arrays)
+        self.lane = queue.add_lane()
+        self.columns: dict[str, list[Any]] = {}
+        self.refused: dict[tuple[int | None, str], int] = {}
+        self.losses = 0
+        self.next_trial = first
+        self.last_activity_ns = time.monotonic_ns()
+        self._rows = 0
+        self._open = intake.OpenTrial()
+        self._queue = queue
+        self._on_full = on_full
+        self._tally = tally
+        self._notify = notify
+        self._yielded_ns = 0
+
+    # -- trials -------------------------------------------------------------------------------------
+
+    async def write(self, trial: object) -> Receipt:
+        """Accept a trial, waiting for room if the policy says so."""
+        await self._breathe()
+        began = time.perf_counter_ns()
+        taken = self._snapshot(trial)
+        if not self._queue.has_room(taken.size):
+            self._queue.require_possible(taken.size)
+            if self._on_full != "wait":
+                return self._refuse_trial(taken.size)
+            self._tally.note_hold(time.perf_counter_ns() - began)
+            await self._reserve(taken.size, lambda: intake.check_unstreamed(taken.parts, self._open))
+            began = time.perf_counter_ns()
+            return self._accept(taken, began, reserved=True)
+        return self._accept(taken, began)
+
+    def write_nowait(self, trial: object) -> Receipt:
+        """Accept a trial now or raise QueueFull."""
+        began = time.perf_counter_ns()
+        taken = self._snapshot(trial)
+        if not self._queue.has_room(taken.size):
+            self._queue.require_possible(taken.size)
+            raise self._full(taken.size)
+        return self._accept(taken, began)
+
+    def _snapshot(self, trial: object) -> intake.Snapshot:
+        self.lifecycle.require_open()
+        return intake.snapshot(trial, self.names, self._open, (time.time_ns(), time.monotonic_ns()))
+
+    def _accept(self, taken: intake.Snapshot, began: int, *, reserved: bool = False) -> Receipt:
+        """Take the trial: from here to the end nothing waits and nothing can fail."""
+        index = self.next_trial
+        now = (time.time_ns(), time.monotonic_ns())
+        chunks, commit = intake.items_of(taken, index, self._open, now)
+        put = self._queue.put_reserved if reserved else self._queue.put
+        put(self.lane, TrialItem(chunks, commit), taken.size)
+        self.next_trial += 1
+        self._open = intake.OpenTrial()
+        self._remember(taken.attrs)
+        for part in taken.parts:
+            intake.let_go(part)
+        self.progress.reach(Level.ACCEPTED, self.next_trial, taken.size)
+        self._took(now[1])
+        self._tally.note_hold(time.perf_counter_ns() - began)
+        return Receipt(self.progress, index)
+
+    def _remember(self, attrs: dict[str, Any]) -> None:
+        for name in attrs.keys() - self.columns.keys():
+            self.columns[name] = [None] * self._rows
+        for name, column in self.columns.items():
+            column.append(attrs.get(name))
+        self._rows += 1
+
+    # -- chunks -------------------------------------------------------------------------------------
+
+    async def append(self, name: str, chunk: object) -> None:
+        """Accept a chunk of the open trial, waiting for room if the policy says so."""
+        await self._breathe()
+        began = time.perf_counter_ns()
+        self.lifecycle.require_open()
+        item = self._chunk(name, chunk)
+        size = len(item.data) + ITEM_OVERHEAD
+        if not self._queue.has_room(size):
+            self._queue.require_possible(size)
+            if self._on_full != "wait":
+                self._refuse_chunk(item, size)
+                return
+            self._tally.note_hold(time.perf_counter_ns() - began)
+            await self._reserve(size, lambda: self._renumber(item))
+            began = time.perf_counter_ns()
+            self._accept_chunk(item, size, began, reserved=True)
+            return
+        self._accept_chunk(item, size, began)
+
+    def append_nowait(self, name: str, chunk: object) -> None:
+        """Accept a chunk of the open trial now or raise QueueFull."""
+        began = time.perf_counter_ns()
+        self.lifecycle.require_open()
+        item = self._chunk(name, chunk)
+        size = len(item.data) + ITEM_OVERHEAD
+        if not self._queue.has_room(size):
+            self._queue.require_possible(size)
+            raise self._full(size)
+        self._accept_chunk(item, size, began)
+
+    def _chunk(self, name: str, chunk: object) -> ChunkItem:
+        """Check a chunk against the open trial and copy it; the trial is changed only on acceptance."""
+        name = self.names.check(name)
+        array = intake.take_chunk(chunk, name)
+        known = self._open.arrays.get(name)
+        if known is None:
+            layout = intake.open_array(self.names.info(name), array, name).layout
+            ordinal = 0
+        else:
+            info = self.names.info(name)
+            layout = intake.check_follows(info, known, array.shape, array.dtype, name)
+            ordinal = known.chunks
+        length = intake.length_of(layout, array.shape)
+        stamp = ChunkStamp(length, time.time_ns(), time.monotonic_ns())
+        return ChunkItem(name, self.next_trial, ordinal, layout, array.tobytes(), stamp)
+
+    def _renumber(self, item: ChunkItem) -> None:
+        """After a wait: other calls may have been served in between."""
+        known = self._open.arrays.get(item.array)
+        if known is not None:
+            shape = item.layout.shape_of(item.stamp.length)
+            intake.check_follows(
+                self.names.info(item.array), known, shape, item.layout.dtype, item.array
+            )
+        item.trial = self.next_trial
+        item.ordinal = 0 if known is None else known.chunks
+
+    def _accept_chunk(
+        self, item: ChunkItem, size: int, began: int, *, reserved: bool = False
+    ) -> None:
+        put = self._queue.put_reserved if reserved else self._queue.put
+        put(self.lane, item, size)
+        known = self._open.arrays.get(item.array)
+        if known is None:
+            shape = item.layout.shape_of(item.stamp.length)
+            known = self._open.arrays[item.array] = intake.OpenArray(item.layout, shape)
+        known.chunks += 1
+        known.nbytes += len(item.data)
+        if self._open.first_unix_ns is None:
+            self._open.first_unix_ns = item.stamp.unix_ns
+        self.progress.reach(Level.ACCEPTED, self.next_trial, size)
+        self._took(item.stamp.monotonic_ns)
+        self._tally.note_hold(time.perf_counter_ns() - began)
+
+    # -- room ---------------------------------------------------------------------------------------
+
+    async def _breathe(self) -> None:
+        """Be a checkpoint often enough; before anything is taken, so that a cancelled call took nothing."""
+        now = time.monotonic_ns()
+        if now - self._yielded_ns > _YIELD_AFTER_NS:
+            await anyio.lowlevel.checkpoint()
+            self._yielded_ns = time.monotonic_ns()
+
+    async def _reserve(self, size: int, check_again: Callable[[], None]) -> None:
+        """Wait for room; what was true before the wait is checked again, and nothing is kept if it is not."""
+        self._notify()
+        await self._queue.reserve(self.lane, size)
+        try:
+            self.lifecycle.require_open()
+            check_again()
+        except StorageError:
+            self._queue.release(size)
+            raise
+
+    def _took(self, now_ns: int) -> None:
+        self.progress.accepted_items += 1
+        self.last_activity_ns = now_ns
+        self._notify()
+
+    def _full(self, size: int) -> QueueFull:
+        return QueueFull(
+            f"task {self.task!r}: no room for {size} bytes, {self._queue.used} of "
+            f"{self._queue.capacity} are in use; nothing was taken"
+        )
+
+    def _refuse_trial(self, size: int) -> Receipt:
+        if self._on_full == "raise":
+            raise self._full(size)
+        self._count_loss(None, "trial")
+        return Receipt(None, None)
+
+    def _refuse_chunk(self, item: ChunkItem, size: int) -> None:
+        if self._on_full == "raise":
+            raise self._full(size)
+        self._count_loss(item.trial, f"chunk of {item.array!r}")
+
+    def _count_loss(self, trial: int | None, what: str) -> None:
+        key = (trial, what)
+        self.refused[key] = self.refused.get(key, 0) + 1
+        self.losses += 1
+        self._tally.losses += 1
+        self._notify()
+
+    def take_losses(self) -> tuple[Loss, ...]:
+        """Return what was refused since the last call, for the journal."""
+        refused, self.refused = self.refused, {}
+        evidence = "the queue was full (on_full='drop')"
+        return tuple(
+            Loss(() if trial is None else (trial,), f"{count} {what}", "refused", evidence=evidence)
+            for (trial, what), count in refused.items()
+        )
+
+    # -- the end ------------------------------------------------------------------------------------
+
+    def put_end(self, end: CleanEnd) -> None:
+        """Queue the end record; it always has room."""
+        self._queue.put(self.lane, EndItem(end), ITEM_OVERHEAD)
+        self.progress.accepted_items += 1
+        self._notify()
+
+    def leave(self) -> None:
+        """Give back everything this task still has in the queue."""
+        while self.lane.items:
+            _, size = self.lane.take()
+            self._queue.release(size)
+        self._queue.remove_lane(self.lane)
+
+    def statistics(self) -> Statistics:
+        """This task's part of the figures; queue and commits are the whole Storage's."""
+        progress, tally = self.progress, self._tally
+        return Statistics(
+            trials=Levels(*(count - progress.first for count in progress.trials)),
+            bytes=Levels(*progress.bytes),
+            queue_bytes=self._queue.used,
+            queue_peak=self._queue.peak,
+            batches=tally.batches,
+            longest_hold=tally.longest_hold_ns / 1e9,
+            longest_to_durable=tally.longest_to_durable_ns / 1e9,
+            stalls=tuple(tally.stalls or ()),
+            losses=self.losses,
+            trouble=tally.trouble,
+        )

@@ -1,0 +1,273 @@
+"""From what an experiment hands over to items of the queue: checked at the call, copied, all or nothing.
+
+Pure functions over trials and chunks. Nothing here waits, touches a disk, or changes what it is given.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from trialstore._errors import InvalidTrial
+from trialstore._ondisk.chunks import refusal_of_chunk, refusal_of_dtype
+from trialstore._ondisk.entries import ChunkStamp, TrialCommit, layout_of
+from trialstore._ondisk.layout import check_name
+from trialstore._ondisk.values import encode_attrs
+from trialstore._recording.items import ITEM_OVERHEAD, ChunkItem
+from trialstore.design import Array, ArrayInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from trialstore._ondisk.entries import Layout
+
+    Row = list[tuple[str, str, str]]
+
+_DEFAULT_INFO = ArrayInfo()
+
+
+@dataclass(slots=True)
+class OpenArray:
+    """One array of the open trial, as far as chunks were appended to it."""
+
+    layout: Layout
+    shape: tuple[int, ...]
+    chunks: int = 0
+    nbytes: int = 0
+
+
+@dataclass(slots=True)
+class OpenTrial:
+    """What has been streamed since the last commit."""
+
+    arrays: dict[str, OpenArray] = field(default_factory=dict)
+    first_unix_ns: int | None = None
+
+
+class ArrayPart(NamedTuple):
+    """One array of a trial: chunks that are ours, and what they came from."""
+
+    name: str
+    source: object
+    chunks: list[tuple[NDArray[Any], int, int]]
+    stack_axis: int
+
+
+class Snapshot(NamedTuple):
+    """A trial as it was at the call."""
+
+    attrs: dict[str, Any]
+    row: Row
+    parts: list[ArrayPart]
+    size: int
+
+
+class ArrayNames:
+    """The array names of one task: each is checked once, not at every chunk."""
+
+    def __init__(self, declared: Mapping[str, ArrayInfo]) -> None:
+        self.declared = dict(declared)
+        self._known: dict[str, str] = {name: name for name in declared}
+        self._folded: dict[str, str] = {name.casefold(): name for name in declared}
+
+    def check(self, name: object) -> str:
+        """Return the normalised name; raise InvalidName for one that cannot be a file name."""
+        known = self._known.get(name) if isinstance(name, str) else None
+        if known is not None:
+            return known
+        checked = check_name(name, "array")
+        other = self._folded.setdefault(checked.casefold(), checked)
+        if other != checked:
+            raise InvalidTrial(
+                f"array {checked!r} differs from array {other!r} only in case: "
+                "on some systems they would be one file"
+            )
+        self._known[str(name)] = checked
+        return checked
+
+    def info(self, name: str) -> ArrayInfo:
+        """What was declared of an array, or the defaults."""
+        return self.declared.get(name, _DEFAULT_INFO)
+
+
+def take_chunk(chunk: object, name: str) -> NDArray[Any]:
+    """Return `chunk` as an array (not yet copied); raise InvalidTrial if it cannot be one that is kept."""
+    # numpy.ma is loaded by whoever uses it; asking numpy for it would load it here, in 50 ms on the loop.
+    masked = sys.modules.get("numpy.ma")
+    if masked is not None and isinstance(chunk, masked.MaskedArray):
+        raise InvalidTrial(f"array {name!r} is masked: fill it first, the mask would be lost")
+    try:
+        array = np.asarray(chunk)
+    except (TypeError, ValueError) as error:
+        raise InvalidTrial(f"array {name!r} is not made of numbers: {error}") from error
+    reason = refusal_of_dtype(array.dtype)
+    if reason is not None:
+        raise InvalidTrial(f"array {name!r} of dtype {array.dtype} {reason}")
+    return array
+
+
+def check_against(
+    info: ArrayInfo, shape: tuple[int, ...], dtype: np.dtype[Any], name: str
+) -> None:
+    """Raise InvalidTrial if an array does not fit what was declared of it."""
+    reason = info.refusal(dtype, shape)
+    if reason is not None:
+        raise InvalidTrial(f"array {name!r} {reason}")
+
+
+def open_array(info: ArrayInfo, array: NDArray[Any], name: str) -> OpenArray:
+    """Begin an array of the open trial with its first chunk."""
+    check_against(info, array.shape, array.dtype, name)
+    layout, _ = layout_of(array.shape, array.dtype, info.stack_axis)
+    return OpenArray(layout, array.shape)
+
+
+def check_follows(
+    info: ArrayInfo, known: OpenArray, shape: tuple[int, ...], dtype: np.dtype[Any], name: str
+) -> Layout:
+    """Return the layout of a further chunk; raise InvalidTrial if it cannot follow the first."""
+    if dtype != known.layout.dtype:
+        raise InvalidTrial(
+            f"array {name!r}: a chunk of dtype {dtype} after chunks of {known.layout.dtype}"
+        )
+    if shape == known.shape:
+        return known.layout
+    reason = refusal_of_chunk(known.shape, shape, info.stack_axis)
+    if reason is not None:
+        raise InvalidTrial(f"array {name!r}: a chunk {reason}")
+    check_against(info, shape, dtype, name)
+    layout, _ = layout_of(shape, dtype, info.stack_axis)
+    return known.layout if layout == known.layout else layout
+
+
+def length_of(layout: Layout, shape: tuple[int, ...]) -> int:
+    """Length that a chunk of `shape` has in `layout`."""
+    for expected, size in zip(layout.shape, shape, strict=True):
+        if expected is None:
+            return size
+    return 1
+
+
+def snapshot(trial: object, names: ArrayNames, streamed: OpenTrial, now: tuple[int, int]) -> Snapshot:
+    """Check a trial and take hold of all it contains, changing nothing.
+
+    Parameters
+    ----------
+    trial : Mapping or object
+        A mapping is a trial without arrays; anything else needs ``attrs`` and may have ``arrays``.
+    names : ArrayNames
+        The task's arrays.
+    streamed : OpenTrial
+        What was appended to the open trial, which this trial commits.
+    now : tuple of int
+        Unix and monotonic time in nanoseconds, for arrays that do not tell when their chunks came.
+
+    Raises
+    ------
+    InvalidTrial
+        Naming the attribute or array that cannot be recorded.
+    InvalidName
+        For an array whose name cannot be a file name.
+    """
+    if isinstance(trial, Mapping):
+        attrs: object = trial
+        arrays: object = {}
+    else:
+        attrs, arrays = getattr(trial, "attrs", None), getattr(trial, "arrays", {})
+    if not isinstance(attrs, Mapping) or not isinstance(arrays, Mapping):
+        raise InvalidTrial(
+            f"{type(trial).__name__!r} object is not a trial: give a mapping, or an object with "
+            "the mappings .attrs and .arrays"
+        )
+    row = encode_attrs(attrs)
+    size = ITEM_OVERHEAD + sum(len(name) + len(text) for name, _, text in row)
+    parts = []
+    for given, source in arrays.items():
+        name = names.check(given)
+        part = _take_array(name, source, names.info(name), now)
+        if not part.chunks:
+            continue
+        parts.append(part)
+        size += sum(data.nbytes + ITEM_OVERHEAD for data, _, _ in part.chunks)
+    check_unstreamed(parts, streamed)
+    return Snapshot(dict(attrs), row, parts, size)
+
+
+def check_unstreamed(parts: Sequence[ArrayPart], streamed: OpenTrial) -> None:
+    """Raise InvalidTrial if an array of the trial was streamed as well: their order would be a guess."""
+    for part in parts:
+        if part.name in streamed.arrays:
+            raise InvalidTrial(
+                f"array {part.name!r} was streamed with append() and stands in the trial as well: "
+                "use one way for one array"
+            )
+
+
+def _take_array(name: str, source: object, info: ArrayInfo, now: tuple[int, int]) -> ArrayPart:
+    if isinstance(source, Array):
+        pieces = source.pieces()
+        chunks = [(piece.data, piece.unix_ns, piece.monotonic_ns) for piece in pieces]
+        for data, _, _ in chunks[:1]:
+            _check_kept(data, name)
+        if info is not _DEFAULT_INFO:
+            for data, _, _ in chunks:
+                check_against(info, data.shape, data.dtype, name)
+        return ArrayPart(name, source, chunks, source.stack_axis)
+    data = source if isinstance(source, np.ndarray) else getattr(source, "data", source)
+    if data is None:
+        return ArrayPart(name, source, [], info.stack_axis)
+    array = take_chunk(data, name)
+    check_against(info, array.shape, array.dtype, name)
+    stack_axis = getattr(source, "stack_axis", info.stack_axis)
+    copy = np.array(array, order="C", copy=True)
+    return ArrayPart(name, source, [(copy, *now)], stack_axis if stack_axis in (0, 1, 2) else 1)
+
+
+def _check_kept(array: NDArray[Any], name: str) -> None:
+    reason = refusal_of_dtype(array.dtype)
+    if reason is not None:
+        raise InvalidTrial(f"array {name!r} of dtype {array.dtype} {reason}")
+
+
+def let_go(part: ArrayPart) -> None:
+    """Clear an array of the trial as far as it was accepted; what was stacked since stays."""
+    source = part.source
+    if isinstance(source, Array):
+        source.discard(len(part.chunks))
+    elif not isinstance(source, np.ndarray) and callable(clear := getattr(source, "clear", None)):
+        clear()
+
+
+def items_of(
+    taken: Snapshot, trial: int, streamed: OpenTrial, now: tuple[int, int]
+) -> tuple[list[ChunkItem], TrialCommit]:
+    """Turn a snapshot into the items of trial number `trial`."""
+    chunks: list[ChunkItem] = []
+    counts = {name: (array.chunks, array.nbytes) for name, array in streamed.arrays.items()}
+    first = [] if streamed.first_unix_ns is None else [streamed.first_unix_ns]
+    for part in taken.parts:
+        shared: tuple[tuple[int, ...], Layout, int] | None = None
+        nbytes = 0
+        for ordinal, (data, unix_ns, monotonic_ns) in enumerate(part.chunks):
+            if shared is None or shared[0] != data.shape:
+                shared = (data.shape, *layout_of(data.shape, data.dtype, part.stack_axis))
+            _, layout, length = shared
+            stamp = ChunkStamp(length, unix_ns, monotonic_ns)
+            chunks.append(ChunkItem(part.name, trial, ordinal, layout, as_bytes(data), stamp))
+            nbytes += data.nbytes
+        counts[part.name] = (len(part.chunks), nbytes)
+        first.append(part.chunks[0][1])
+    commit = TrialCommit(trial, tuple(taken.row), counts, *now, min(first, default=None))
+    return chunks, commit
+
+
+def as_bytes(data: NDArray[Any]) -> memoryview:
+    """Return the bytes of a C-contiguous array that is ours, without a copy."""
+    return memoryview(data.reshape(-1).view(np.uint8)) if data.size else memoryview(b"")
+

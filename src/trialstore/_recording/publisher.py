@@ -1,0 +1,189 @@
+"""The recorder's handle on the publisher: start it, tell it what there is, see how it fares.
+
+Everything here blocks for at most milliseconds and runs in the worker thread. The pipe goes one way; answers
+are read from the disk, where they survive the death of either side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from trialstore._errors import PublishFailed
+from trialstore._ondisk import layout
+from trialstore._ondisk.disk import read_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+#: A task on which the publisher died so often is left as a journal, which reads as well.
+MAX_DEATHS: Final = 3
+#: Not `-m`: the package may be importable only through the parent's sys.path. `-P` keeps the experiment's
+#: folder, with its own `random.py`, out of the way until the parent's path is taken over.
+_PROGRAM: Final = "from trialstore._publishing.service import main; main()"
+
+
+class Publisher:
+    """One child process, started with the first task and again when it dies.
+
+    Attributes
+    ----------
+    deaths : int
+        How often it died with work to do.
+    can_start : bool
+        False where no child can be started; `tell` then does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.deaths = 0
+        self.can_start = bool(sys.executable) and not getattr(sys, "frozen", False)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._messages: dict[Path, dict[str, Any]] = {}
+        self._pid = os.getpid()
+
+    @property
+    def pid(self) -> int | None:
+        """Process number of the child, or None while there is none."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def pending(self) -> int:
+        """Tasks that are not published yet."""
+        return len(self._messages)
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether the child died so often that it is not started again."""
+        return self.deaths >= MAX_DEATHS
+
+    def tell(self, folder: Path, message: Mapping[str, Any]) -> None:
+        """Tell the child about a task; remembered, so that a new child learns it too."""
+        self._messages[folder] = {**message, "task": str(folder)}
+        if self._process is None:
+            self._start()
+        else:
+            self._send(self._messages[folder])
+
+    def forget(self, folder: Path) -> None:
+        """A task is published: a new child need not know of it."""
+        self._messages.pop(folder, None)
+
+    def check(self) -> None:
+        """Start a new child if the last one died with work to do."""
+        if self._process is None or self._process.poll() is None:
+            return
+        self._reap()
+        self.deaths += 1
+        if self._messages and not self.gave_up:
+            self._start()
+
+    def _start(self) -> None:
+        if not self.can_start or self.gave_up:
+            return
+        environment = dict(os.environ)
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        options: dict[str, Any] = {}
+        if sys.platform == "win32":  # pragma: no cover - Windows only
+            options["creationflags"] = (
+                subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.IDLE_PRIORITY_CLASS
+            )
+        else:
+            # A session of its own: Ctrl-C in the terminal is for the experiment alone.
+            options["start_new_session"] = True
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _PROGRAM],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                **options,
+            )
+        except OSError:
+            # Locked-down systems: publication then runs in a thread after the task has closed.
+            self.can_start = False
+            return
+        if self._process.stdin is not None and hasattr(os, "set_blocking"):
+            # A stopped child must not hold the recorder up: a full pipe counts as its death.
+            with contextlib.suppress(OSError):
+                os.set_blocking(self._process.stdin.fileno(), False)
+        for message in list(self._messages.values()):
+            self._send(message)
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        if self._process is None or self._process.stdin is None:
+            return
+        line = json.dumps(message).encode() + b"\n"
+        try:
+            written = os.write(self._process.stdin.fileno(), line)
+        except OSError:
+            written = 0
+        if written < len(line):
+            # Half a line would be read as one with the next: end this child, the next one learns all.
+            self._process.kill()
+
+    def stop(self) -> None:
+        """Close the pipe: the child finishes what there is and ends by itself."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+
+    def has_ended(self) -> bool:
+        """Whether the child has ended (and was waited for, so that no zombie is left)."""
+        if self._process is None:
+            return True
+        if self._process.poll() is None:
+            return False
+        self._reap()
+        return True
+
+    def leave_running(self) -> None:
+        """Let the child go on alone; Python must not warn that it still runs."""
+        if self._process is not None:
+            self._process.returncode = self._process.poll() or 0
+            self._process = None
+
+    def forget_after_fork(self) -> None:
+        """In a forked child: close our end of the pipe, or the publisher would never see it close."""
+        if os.getpid() != self._pid and self._process is not None:
+            self.stop()
+            self.leave_running()
+
+    def _reap(self) -> None:
+        if self._process is not None:
+            self.stop()
+            self._process.wait()
+            self._process = None
+
+
+def answer_for(folder: Path, request: int) -> bool:
+    """Look whether a request was answered; True when the task (or what there was) is published.
+
+    Raises
+    ------
+    PublishFailed
+        With the publisher's own words, if it could not.
+    """
+    try:
+        data = read_file(folder / layout.JOURNAL / layout.ANSWER, 1 << 20)
+    except OSError:
+        # Without the folder the journal has been published and taken away.
+        return not (folder / layout.JOURNAL).is_dir()
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        return False
+    match answer:
+        case {"request": int(number), "error": error} if number >= request:
+            if error is None:
+                return True
+            raise PublishFailed(
+                f"{str(folder)!r} was not published: {error}. The journal is whole and the task "
+                "is readable from it"
+            )
+    return False

@@ -1,0 +1,170 @@
+"""The bounded queue between the experiment and the writer task.
+
+Bounded in bytes, because trials differ a thousandfold in size. What was taken for writing still counts until
+it is durable: frames stay in memory until then, and memory is what the bound is for.
+
+One lane per task. Whoever waits for room is served lane by lane, so that a task which floods the queue cannot
+starve another; within a lane first come is first served.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+
+from trialstore._errors import QueueFull
+
+if TYPE_CHECKING:
+    from trialstore._recording.items import Item
+
+#: Most that one lane gives to one batch: bounds how long other tasks wait for their turn on the disk.
+BATCH_BYTES = 32 * 2**20
+
+
+@dataclass(slots=True)
+class _Waiter:
+    size: int
+    ready: anyio.Event
+    failure: Exception | None = None
+    served: bool = False
+
+
+class Lane:
+    """One task's part of the queue."""
+
+    def __init__(self) -> None:
+        self.items: deque[tuple[Item, int]] = deque()
+        self.waiters: deque[_Waiter] = deque()
+
+    def take(self) -> tuple[list[Item], int]:
+        """Remove the items of one batch and return them with their size; they still count as queued."""
+        taken: list[Item] = []
+        size = 0
+        while self.items and (not taken or size + self.items[0][1] <= BATCH_BYTES):
+            item, nbytes = self.items.popleft()
+            taken.append(item)
+            size += nbytes
+        return taken, size
+
+
+class BoundedQueue:
+    """A queue of at most `capacity` bytes, over all lanes.
+
+    Guarantee: the bytes of everything put, from `put` until `release`, never exceed `capacity` (end
+    records, a few hundred bytes for each task, excepted).
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.used = 0
+        self.peak = 0
+        self._lanes: deque[Lane] = deque()
+        self._waiting = 0
+
+    def __repr__(self) -> str:
+        return f"<BoundedQueue {self.used} of {self.capacity} bytes, {self._waiting} waiting>"
+
+    @property
+    def is_pressed(self) -> bool:
+        """Whether the writer should skip its pause."""
+        return self._waiting > 0 or self.used * 4 > self.capacity
+
+    def add_lane(self) -> Lane:
+        """Open a lane for a task."""
+        lane = Lane()
+        self._lanes.append(lane)
+        return lane
+
+    def remove_lane(self, lane: Lane) -> None:
+        """Close a lane; nobody waits in it any more and nothing is in it."""
+        self._lanes.remove(lane)
+
+    def require_possible(self, size: int) -> None:
+        """Raise QueueFull if `size` bytes could never fit."""
+        if size > self.capacity:
+            raise QueueFull(
+                f"{size} bytes can never fit a queue of {self.capacity} bytes: "
+                "raise queue_bytes, or stream the arrays with append()"
+            )
+
+    def has_room(self, size: int) -> bool:
+        """Whether `size` bytes may be put now; those who wait come first."""
+        return self._waiting == 0 and self.used + size <= self.capacity
+
+    def put(self, lane: Lane, item: Item, size: int) -> None:
+        """Add an item for which there is room (or an end record, which always goes in)."""
+        self._count(size)
+        lane.items.append((item, size))
+
+    def put_reserved(self, lane: Lane, item: Item, size: int) -> None:
+        """Add an item for which `reserve` has counted the bytes already."""
+        lane.items.append((item, size))
+
+    async def reserve(self, lane: Lane, size: int) -> None:
+        """Wait until `size` bytes are counted for the caller, who then puts without a further await.
+
+        Guarantee: if this raises, also by cancellation, nothing is counted.
+
+        Raises
+        ------
+        StorageError
+            What `fail_waiters` was given, if the task is closed meanwhile.
+        """
+        waiter = _Waiter(size, anyio.Event())
+        lane.waiters.append(waiter)
+        self._waiting += 1
+        try:
+            await waiter.ready.wait()
+        except BaseException:
+            if waiter.served:
+                self.release(size)
+            else:
+                self._withdraw(lane, waiter)
+            raise
+        if waiter.failure is not None:
+            raise waiter.failure
+
+    def release(self, size: int) -> None:
+        """Give back bytes that are durable (or given up), and serve those who wait."""
+        self.used -= size
+        self._serve()
+
+    def fail_waiters(self, lane: Lane, failure: Exception) -> None:
+        """Wake everybody who waits in a lane with an exception."""
+        while lane.waiters:
+            waiter = lane.waiters.popleft()
+            self._waiting -= 1
+            waiter.failure = failure
+            waiter.ready.set()
+        self._serve()
+
+    def _withdraw(self, lane: Lane, waiter: _Waiter) -> None:
+        if waiter in lane.waiters:
+            lane.waiters.remove(waiter)
+            self._waiting -= 1
+            self._serve()
+
+    def _serve(self) -> None:
+        while self._waiting:
+            for _ in range(len(self._lanes)):
+                lane = self._lanes[0]
+                self._lanes.rotate(-1)
+                if lane.waiters:
+                    break
+            # The next in turn may be large: serving smaller ones past it would starve it.
+            waiter = lane.waiters[0]
+            if self.used + waiter.size > self.capacity:
+                self._lanes.rotate(1)
+                return
+            lane.waiters.popleft()
+            self._waiting -= 1
+            self._count(waiter.size)
+            waiter.served = True
+            waiter.ready.set()
+
+    def _count(self, size: int) -> None:
+        self.used += size
+        self.peak = max(self.peak, self.used)

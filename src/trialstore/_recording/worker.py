@@ -1,0 +1,92 @@
+"""The one thread that touches the disk while an experiment runs.
+
+Not anyio's worker threads: those are not daemons on asyncio, so a disk call that never returns would
+keep the interpreter from exiting, and an experiment that uses up anyio's default limiter would hold
+the recorder up. The road back is anyio's: the thread runs one function on the loop.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+class Call(Generic[T]):
+    """One function to run, and what came of it."""
+
+    def __init__(self, function: Callable[[], T], token: anyio.lowlevel.EventLoopToken) -> None:
+        self.function = function
+        self.token = token
+        self.done = anyio.Event()
+        self.result: T | None = None
+        self.failure: BaseException | None = None
+
+    async def wait(self) -> T:
+        """Return what the function returned, or raise what it raised."""
+        await self.done.wait()
+        if self.failure is not None:
+            raise self.failure
+        return self.result  # type: ignore[return-value] # set when there was no failure
+
+    def run(self) -> None:
+        """Run the function (in the thread) and tell the loop."""
+        try:
+            self.result = self.function()
+        except BaseException as error:  # noqa: BLE001 - carried to the caller, who raises it
+            self.failure = error
+        try:
+            anyio.from_thread.run_sync(self.done.set, token=self.token)
+        except RuntimeError:
+            # The loop was closed under us: nobody waits, and the synchronous drain has the rest.
+            return
+
+
+class Worker:
+    """Runs blocking functions one after another in a daemon thread of its own.
+
+    Guarantee: functions run in the order of their calls, whether or not the caller still waits.
+    """
+
+    def __init__(self, name: str = "trialstore disk") -> None:
+        self._calls: queue.SimpleQueue[Call[Any] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread still runs (or hangs)."""
+        return self._thread.is_alive()
+
+    def submit(self, function: Callable[[], T]) -> Call[T]:
+        """Let `function` run in the thread; the returned call can be waited for."""
+        call = Call(function, anyio.lowlevel.current_token())
+        self._calls.put(call)
+        return call
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Run `function` in the thread and return what it returns, or raise what it raises.
+
+        If the caller is cancelled it stops waiting; the function runs on.
+        """
+        return await self.submit(function).wait()
+
+    def stop(self, timeout: float) -> bool:
+        """Let the thread end after what it has begun; return whether it did within `timeout` seconds."""
+        self._calls.put(None)
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call.run()
+            del call  # or the last batch would stay in memory until the next
