@@ -315,6 +315,9 @@ def test_a_file_can_be_gone_on_with(path: Path) -> None:
     """Mode "r+" adds to a file, and what was there stays."""
     write_hdf5(path, [1, 2], "0")
     with ArrayFileWriter(path, mode="r+") as writer:
+        assert writer.has("0")
+        assert not writer.has("1")
+        assert not writer.has("timing/1")
         writer.write("1", (1,), np.dtype("i8"), [(None, np.array([3]))])
     assert read_hdf5(path, "0").tolist() == [1, 2]
     assert read_hdf5(path, "1").tolist() == [3]

@@ -6,7 +6,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from trialstore import _errors
@@ -138,6 +138,7 @@ def test_two_spellings_of_one_name_are_one_name() -> None:
     assert layout.check_name("e\u0301" * 64, "task") == "\u00e9" * 64
 
 
+@settings(deadline=None)
 @given(st.text(max_size=140))
 def test_an_accepted_name_is_one_entry_of_its_folder(
     tmp_path_factory: pytest.TempPathFactory, name: str
@@ -195,6 +196,7 @@ def test_an_equal_name_is_not_a_casefold_collision() -> None:
     layout.check_not_casefold_equal("\u00e9", ["e\u0301", "\u00e9", "other"], "task")
 
 
+@pytest.mark.leaves_files
 def test_listing_shows_real_entries_only(tmp_path: Path) -> None:
     """Links, hidden entries, illegal names and entries of the other kind are not listed."""
     outside = tmp_path / "outside"

@@ -35,6 +35,7 @@ ZONES = st.sampled_from(
         timezone(timedelta(seconds=3661, microseconds=7)),
     ]
 )
+_LEAST = np.nextafter(np.longdouble(0), np.longdouble(1))
 Point = namedtuple("Point", "x y")  # noqa: PYI024  (as users write them)
 
 
@@ -57,7 +58,7 @@ def encode(value: object) -> tuple[str, str]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal, of one type and with the same sign of zero, whatever it is nested in; NaN equals NaN."""
+    """Equal, of one type, with the same sign of zero, however nested; NaN equals NaN."""
     if type(a) is not type(b):
         return False
     if isinstance(a, dict):
@@ -84,9 +85,10 @@ def numpy_scalars() -> st.SearchStrategy[Any]:
     ]
     f16 = st.integers(0, 2**16 - 1).map(lambda bits: np.uint16(bits).view(np.float16))
     f32 = st.integers(0, 2**32 - 1).map(lambda bits: np.uint32(bits).view(np.float32))
-    longs = st.tuples(st.floats(), st.floats(0, 1)).map(
-        lambda pair: np.longdouble(pair[0]) + np.longdouble(pair[1]) / np.longdouble(3)
-    )
+    thirds = st.integers(1, 10**6).map(lambda n: np.longdouble(n) / np.longdouble(3))
+    scales = st.floats(allow_subnormal=True).map(np.longdouble)
+    smalls = st.integers(-(2**64), 2**64).map(lambda n: np.longdouble(n) * _LEAST)
+    longs = scales | st.tuples(scales, thirds).map(lambda p: p[0] + p[1]) | smalls
     c64 = st.integers(0, 2**64 - 1).map(lambda bits: np.uint64(bits).view(np.complex64))
     clong = st.tuples(longs, longs).map(lambda p: np.array(p).view(np.clongdouble)[0])
     return st.one_of(*ints, f16, f32, longs, c64, clong)
@@ -266,7 +268,21 @@ def test_arrays_are_sent_to_where_arrays_belong(value: object) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "a\nb", "a\0", "\x7f", "\x85", "\u2028", "\u202e", "\ufeff", "\ud800", 3, None, b"a", ("a",)],
+    [
+        "",
+        "a\nb",
+        "a\0",
+        "\x7f",
+        "\x85",
+        "\u2028",
+        "\u202e",
+        "\ufeff",
+        "\ud800",
+        3,
+        None,
+        b"a",
+        ("a",),
+    ],
 )
 def test_names_that_would_break_a_table_are_refused(name: Any) -> None:
     """A column's name is a non-empty string without control characters."""
@@ -274,7 +290,9 @@ def test_names_that_would_break_a_table_are_refused(name: Any) -> None:
         encode_attrs({name: 1})
 
 
-@pytest.mark.parametrize("name", ["a", "µV", "名前", "a b", "a\u00a0b", "=1+1", "a,b", 'a"b', "👩‍🔬"])
+@pytest.mark.parametrize(
+    "name", ["a", "µV", "名前", "a b", "a\u00a0b", "=1+1", "a,b", 'a"b', "👩‍🔬"]
+)
 def test_names_of_any_script_are_kept(name: str) -> None:
     """What a person can read is a name, quotes and commas included."""
     assert encode_attrs({name: 1}) == [(name, "int", "1")]
@@ -294,7 +312,7 @@ def test_two_names_that_become_one_are_refused() -> None:
         __slots__ = ()
         __hash__ = object.__hash__
 
-        def __eq__(self, other: object) -> bool:
+        def __eq__(self, other: object) -> bool:  # type: ignore[explicit-override]
             return self is other
 
     with pytest.raises(InvalidTrial, match="same name"):
@@ -308,8 +326,8 @@ class _Trap:
         raise AssertionError("the user's code was run")
 
     __repr__ = __str__ = __int__ = __float__ = __index__ = __iter__ = __len__ = _sprung
-    __hash__ = __eq__ = __format__ = __reduce__ = __array__ = isoformat = _sprung  # type: ignore[assignment]
-    __class__ = property(_sprung)  # type: ignore[assignment]
+    __hash__ = __eq__ = __format__ = __reduce__ = __array__ = isoformat = _sprung
+    __class__ = property(_sprung)
 
 
 def test_no_code_of_the_users_is_run_by_a_refused_value() -> None:
@@ -338,12 +356,12 @@ def test_no_code_of_the_users_is_run_by_a_subclass() -> None:
 def test_a_zone_that_fails_is_the_trials_fault() -> None:
     """An exception in a tzinfo of the user's comes out as InvalidTrial with its cause."""
 
-    class Broken(tzinfo):
-        def utcoffset(self, _: datetime | None) -> timedelta:
-            raise OSError("no")
+    def fails(*_: object) -> timedelta:
+        raise OSError("no")
 
+    broken: Any = type("Broken", (tzinfo,), {"utcoffset": fails})
     with pytest.raises(InvalidTrial, match="'x' could not be read") as caught:
-        encode(datetime(2024, 1, 1, tzinfo=Broken()))
+        encode(datetime(2024, 1, 1, tzinfo=broken()))
     assert isinstance(caught.value.__cause__, OSError)
 
 
@@ -371,8 +389,9 @@ def test_later_changes_do_not_reach_a_cell() -> None:
 
 
 KINDS = [
-    *("missing bool int float complex str bytes datetime date time timedelta json tuple".split()),
-    *("int8 int64 uint64 float16 float32 longdouble complex64 clongdouble nonsense".split()),
+    *("missing", "bool", "int", "float", "complex", "str", "bytes", "date", "timedelta", "json"),
+    *("tuple", "int8", "int64", "uint64", "float16", "float32", "longdouble", "complex64"),
+    *("clongdouble", "nonsense", "datetime", "time"),
     *("datetime[Europe/Berlin]", "datetime[Nowhere/Else] fold=1", "datetime[../x]", "time fold=1"),
     *("time[Asia/Tokyo]", "datetime64", "datetime64[ns]", "datetime64[25s]", "datetime64[0s]"),
     *("timedelta64", "timedelta64[Y]", "Timestamp[ns]", "Timestamp[s, Europe/Berlin]"),
@@ -380,7 +399,7 @@ KINDS = [
 ]
 TEXTS = st.one_of(
     st.text(),
-    st.text("0123456789-+.eE_ xjnaif()[]{}\",:$TNZ@d", max_size=40),
+    st.text('0123456789-+.eE_ xjnaif()[]{}",:$TNZ@d', max_size=40),
     st.sampled_from(
         [
             *("1e999999999999999999999999", "-1e400", "1e-99999", "nan", "snan", "1_0", " 1", "٣"),
@@ -456,7 +475,7 @@ STAMPS = st.builds(
         if zone is None
         else pd.Timestamp(np.datetime64(count, unit)).tz_localize("UTC").tz_convert(zone)
     ),
-    st.integers(-(2 * 10**9), 3 * 10**9),
+    st.integers(0, 3 * 10**9),  # before 1970 the zones of pandas 2 (pytz) differ from zoneinfo
     st.sampled_from(["s", "ms", "us", "ns"]),
     st.none() | st.sampled_from([UTC, BERLIN, "Asia/Kathmandu", timezone(timedelta(hours=-5))]),
 )
@@ -516,4 +535,4 @@ def test_cells_are_plain_strings() -> None:
     """A cell can be sent to another process: no subclass of str slips through."""
     (cell,) = encode_attrs({np.str_("a"): np.str_("b")})
     assert [type(part) for part in cell] == [str, str, str]
-    assert pickle.loads(pickle.dumps(cell)) == ("a", "str", "b")  # noqa: S301
+    assert pickle.loads(pickle.dumps(cell)) == ("a", "str", "b")

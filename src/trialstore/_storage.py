@@ -6,6 +6,7 @@ What happens behind it stands in ``_recording``; the road of a trial is drawn in
 from __future__ import annotations
 
 import json
+import logging
 import os
 import weakref
 from pathlib import Path
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from trialstore._recording.statistics import Statistics, Trouble
 
     StrPath = str | os.PathLike[str]
+
+logger = logging.getLogger("trialstore")
 
 _POLICIES = ("wait", "raise", "drop")
 
@@ -556,13 +559,14 @@ def _raise_or_note(problems: list[StorageError], error: BaseException | None) ->
     """Raise what went wrong at the end, unless the experiment's own exception is on its way."""
     if not problems:
         return
-    if error is None or not isinstance(error, Exception):
-        # A cancellation is swallowed by the scope it belongs to, and the problem with it.
+    if error is None or isinstance(error, anyio.get_cancelled_exc_class()):
+        # A cancellation is swallowed by the scope it belongs to, and the problem would be with it.
         first, *others = problems
         for other in others:
             first.add_note(f"also: {other}")
         raise first
     for problem in problems:
+        logger.error("%s", problem)
         error.add_note(f"trialstore: {type(problem).__name__}: {problem}")
 
 

@@ -162,7 +162,7 @@ class Trial:
         self.arrays[name] = array
         return array
 
-    def __str__(self) -> str:  # type: ignore[explicit-override]  # typing.override came with 3.12
+    def __str__(self) -> str:
         return pprint.pformat(self.attrs)
 
 
@@ -336,7 +336,7 @@ class Array:
             self._restore([] if everything else self._all_pieces()[count:])
             self._taken = taken
 
-    def __getstate__(self) -> dict[str, Any]:  # type: ignore[explicit-override]
+    def __getstate__(self) -> dict[str, Any]:
         # Copies must not share memory that either of the two may still write to.
         return {"stack_axis": self._stack_axis, "pieces": self._all_pieces()}
 

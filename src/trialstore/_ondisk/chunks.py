@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 #: little more than itself, large enough that a manifest of 100 000 blocks stays a few megabytes.
 BLOCK_BYTES: Final = 256 * 1024
 
+#: HDF5's own limits: H5S_MAX_RANK, and 64 KiB for the description of a type (1000 fields fit it).
+MAX_AXES: Final = 32
+MAX_FIELDS: Final = 1000
+
 _JOIN: Final = {0: np.vstack, 1: np.hstack, 2: np.dstack}
 
 
@@ -35,21 +39,55 @@ def refusal_of_dtype(dtype: np.dtype[Any]) -> str | None:
             "holds Python objects; use numbers, booleans, fixed-length bytes or a structured dtype"
         )
     if dtype.names is not None:
-        for name in dtype.names:
-            reason = refusal_of_dtype(dtype[name])
-            if reason is None and dtype[name].base.kind in "mM":
-                reason = "is a date inside a structured dtype, which HDF5 has no type for"
-            if reason is not None:
-                return f"field {name!r} {reason}"
-        return None
+        return _refusal_of_fields(dtype)
     base = dtype.base
     if base.kind == "U":
-        return "is fixed-length unicode, which HDF5 cannot hold; use numpy.strings.encode(x, 'utf-8')"
+        return "is fixed-length unicode, which HDF5 cannot hold; use numpy.char.encode(x, 'utf-8')"
     if base.kind not in "biufcSVmM":
         return f"has the unsupported kind {base.kind!r}"
-    if base.itemsize == 0:
+    if base.itemsize == 0 or 0 in dtype.shape:
         return "has items of zero bytes"
+    if base.kind == "c" and base.itemsize > 16 and not base.isnative:  # noqa: PLR2004
+        return "is a long complex of foreign byte order, which h5py stores wrongly; convert it"
     return None
+
+
+def _refusal_of_fields(dtype: np.dtype[Any]) -> str | None:
+    names, fields = dtype.names or (), dtype.fields or {}
+    if not names or len(names) > MAX_FIELDS:
+        return f"has {len(names)} fields; HDF5 holds 1 to {MAX_FIELDS}"
+    if len(fields) > len(names):
+        return "has field titles, which HDF5 cannot hold"
+    if names == ("r", "i") and len({dtype[name] for name in names}) == 1:
+        return "has the fields 'r' and 'i', which h5py reads back as a complex number; rename them"
+    end = 0
+    for name in sorted(names, key=lambda field: fields[field][1]):
+        start = fields[name][1]
+        if start < end:
+            return f"has overlapping fields ({name!r})"
+        end = start + fields[name][0].itemsize
+        if "\0" in name or name.encode("utf-8", "replace").decode() != name:
+            return f"has a field name that HDF5 cannot hold ({name!r})"
+        reason = refusal_of_dtype(fields[name][0])
+        if reason is None and fields[name][0].base.kind in "mM":
+            reason = "is a date inside a structured dtype, which HDF5 has no type for"
+        if reason is not None:
+            return f"field {name!r} {reason}"
+    return None
+
+
+def refusal_of_shape(shape: Shape) -> str | None:
+    """Say why arrays of `shape` cannot be kept as plain HDF5, or None if they can."""
+    if len(shape) > MAX_AXES:
+        return f"has {len(shape)} dimensions; HDF5 holds {MAX_AXES}"
+    return None
+
+
+def opaque(array: NDArray[Any]) -> NDArray[Any]:
+    """View structured items as bare bytes: NumPy leaves their padding out when it copies, at random."""
+    if array.dtype.names is None:
+        return array
+    return array.view(np.dtype((np.void, array.dtype.itemsize)))
 
 
 def dtype_to_json(dtype: np.dtype[Any]) -> object:
@@ -124,9 +162,14 @@ def joined_shape(shapes: Sequence[Shape], stack_axis: int) -> Shape:
 
 def join(chunks: Sequence[NDArray[Any]], stack_axis: int) -> NDArray[Any]:
     """Join chunks as AxoPy's ``Array.stack`` would have, in C order."""
+    dtype = chunks[0].dtype
     if len(chunks) == 1:
-        return np.ascontiguousarray(chunks[0]).reshape(chunks[0].shape)
-    return np.ascontiguousarray(_JOIN[stack_axis](chunks))
+        # ascontiguousarray makes one dimension out of none
+        return np.ascontiguousarray(opaque(chunks[0])).view(dtype).reshape(chunks[0].shape)
+    if any(chunk.dtype != dtype for chunk in chunks):
+        return np.ascontiguousarray(_JOIN[stack_axis](chunks))
+    joined = _JOIN[stack_axis]([opaque(chunk) for chunk in chunks])
+    return np.ascontiguousarray(joined).view(dtype)
 
 
 def nbytes(shape: Shape, dtype: np.dtype[Any]) -> int:
@@ -158,7 +201,7 @@ def blocks(array: NDArray[Any], axis: int, length: int) -> Iterator[NDArray[Any]
 
 def crc_of(array: NDArray[Any]) -> int:
     """CRC-32 of the bytes of `array` in C order."""
-    flat = np.ascontiguousarray(array)
+    flat = np.ascontiguousarray(opaque(array))
     return zlib.crc32(flat.reshape(-1).view(np.uint8).data) if flat.size else 0
 
 
@@ -200,7 +243,7 @@ def slabs(
         taken = 0
         while taken < whole.shape[axis]:
             step = min(whole.shape[axis] - taken, slab.shape[axis] - filled)
-            slab[along(axis, filled, step)] = whole[along(axis, taken, step)]
+            opaque(slab)[along(axis, filled, step)] = opaque(whole)[along(axis, taken, step)]
             filled, taken = filled + step, taken + step
             if filled == slab.shape[axis]:
                 yield first, slab

@@ -36,8 +36,8 @@ _OFFSET: Final = re.compile(r"(.+?)([-+]\d\d:\d\d(?::\d\d)?)?")
 _DURATION: Final = re.compile(r"(-?\d{1,15}) days \+?(\d\d):(\d\d):(\d\d)(?:\.(\d{6}|\d{9}))?")
 
 
-class Refusal(Exception):  # noqa: N818  (it never leaves: it becomes an InvalidTrial)
-    """Why a value is not data, worded to follow the name of its attribute."""
+class Refusal(Exception):
+    """Why a value is not data, worded to follow the name of its attribute in an InvalidTrial."""
 
 
 def decode(kind: str, text: str) -> object:
@@ -45,8 +45,9 @@ def decode(kind: str, text: str) -> object:
 
     Raises
     ------
-    ValueError, TypeError, OverflowError
-        `kind` is not one of theirs, or `text` is not of that kind.
+    ValueError
+        `kind` is not one of theirs, or `text` is not of that kind; sometimes a TypeError or an
+        OverflowError of Python's or NumPy's.
     """
     if (match := _CLOCK.fullmatch(kind)) is not None:
         return _parse_clock(datetime if match[1] == "datetime" else time, match[2], match[3], text)
@@ -220,7 +221,7 @@ def _parse_timedelta64(unit: str | None, text: str) -> np.timedelta64:
 
 def _decimal(text: str) -> int:
     """Parse a count that NumPy holds; the smallest 64-bit integer is its NaT."""
-    if len(text) > 20 or str(value := int(text)) != text or abs(value) >= 2**63:
+    if len(text) > len(str(-(2**63))) or str(value := int(text)) != text or abs(value) >= 2**63:
         raise ValueError(text)
     return value
 

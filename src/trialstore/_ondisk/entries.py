@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from trialstore._errors import FormatError
-from trialstore._ondisk.chunks import dtype_from_json, dtype_to_json
+from trialstore._ondisk.chunks import MAX_AXES, dtype_from_json, dtype_to_json
 from trialstore._ondisk.journal import FrameType
 from trialstore._ondisk.losses import Loss
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     Buffer = bytes | bytearray | memoryview
     Row = Sequence[tuple[str, str, str]]
 
-#: Nothing that is recorded has more axes (NumPy 1 allows 32, NumPy 2 allows 64).
-_MAX_AXES: Final = 32
 _dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
@@ -310,7 +308,7 @@ def _chunk_run(values: dict[str, Any]) -> ChunkRun | None:
         case _:
             return None
     sizes_fit = all(size is None or (type(size) is int and size >= 0) for size in shape)
-    if not sizes_fit or shape.count(None) > 1 or len(shape) > _MAX_AXES or trial < 0 or first < 0:
+    if not sizes_fit or shape.count(None) > 1 or len(shape) > MAX_AXES or trial < 0 or first < 0:
         return None
     stamps = []
     for chunk in chunks:

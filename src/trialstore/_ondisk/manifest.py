@@ -43,8 +43,10 @@ class StoredArray:
         NumPy's description of the dtype (see `chunks.dtype_to_json`).
     shape : tuple of int
         Shape of the dataset.
+    axis : int
+        The samples' axis (see `chunks.samples_axis`): trials may have been stacked differently.
     block : int
-        Samples per block along the samples' axis (see `chunks.samples_axis`).
+        Samples per block along `axis`.
     blocks : tuple of int
         CRC-32 of each block's bytes in C order, so that a window is verified without reading all.
     """
@@ -52,21 +54,25 @@ class StoredArray:
     trial: int
     dtype: object
     shape: tuple[int, ...]
+    axis: int
     block: int
     blocks: tuple[int, ...]
 
     def to_json(self) -> list[object]:
         """Return the members as a list: there may be a hundred thousand of them."""
-        return [self.trial, self.dtype, list(self.shape), self.block, list(self.blocks)]
+        sizes = list(self.shape), self.axis, self.block, list(self.blocks)
+        return [self.trial, self.dtype, *sizes]
 
     @classmethod
     def from_json(cls, value: object) -> StoredArray:
         """Undo `to_json`; raise FormatError for anything else."""
         match value:
-            case [int(trial), dtype, [*shape], int(block), [*blocks]] if (
-                trial >= 0 and block > 0 and all(_is_size(n) for n in (*shape, *blocks))
+            case [trial, dtype, [*shape], axis, block, [*blocks]] if (
+                all(_is_size(n) for n in (trial, *shape, axis, block, *blocks))
+                and block > 0
+                and axis < max(len(shape), 1)
             ):
-                return cls(trial, dtype, tuple(shape), block, tuple(blocks))
+                return cls(trial, dtype, tuple(shape), axis, block, tuple(blocks))
         raise FormatError(f"not the record of a stored array: {value!r:.80}")
 
 

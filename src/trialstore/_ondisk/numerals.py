@@ -8,6 +8,7 @@ own ``int()`` and ``float()`` have in ASCII.
 from __future__ import annotations
 
 import re
+import warnings
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +24,8 @@ _DECIMAL_DIGITS: Final = 640
 
 #: ``int()`` and ``float()`` also take spaces, underscores and digits of other scripts.
 _NUMBERS: Final = re.compile(r"[-+.0-9a-z]*")
+#: Between these, ``repr()`` of a float writes no exponent, and neither do we.
+_POSITIONAL: Final = (1e-4, 1e16)
 _PART: Final = r"(?:\d[.\d]*(?:e[-+]?\d+)?|inf|nan)"
 _COMPLEX: Final = re.compile(rf"\((-?{_PART})([-+]{_PART})j\)")
 
@@ -102,7 +105,7 @@ def item_text(value: Any) -> str:
 
 def np_float_text(value: Any) -> str:
     """Digits of a NumPy float; unlike with ``str()``, no print option can change them."""
-    if value == 0 or 1e-4 <= abs(float(value)) < 1e16:  # as repr() of a float does
+    if value == 0 or _POSITIONAL[0] <= abs(float(value)) < _POSITIONAL[1]:
         return np.format_float_positional(value, unique=True, trim="0")
     return np.format_float_scientific(value, unique=True, trim="-")
 
@@ -127,14 +130,22 @@ def np_int(scalar: Any) -> Callable[[str], Any]:
 
 def np_float(scalar: Any) -> Callable[[str], Any]:
     """Parser for a NumPy float type; ValueError or ArithmeticError outside its range."""
-    largest = Decimal(np.format_float_scientific(np.finfo(scalar).max, unique=True))
+    limits = np.finfo(scalar)
+    least, normal, largest = (
+        Decimal(np.format_float_scientific(limit, unique=True))
+        for limit in (np.nextafter(scalar(0), scalar(1)), limits.smallest_normal, limits.max)
+    )
 
     def parse(text: str) -> Any:
         number = Decimal(_checked(text))
-        # NumPy would warn, and make it infinite.
-        if number.is_finite() and number.copy_abs() > largest:
+        size = number.copy_abs()
+        if not number.is_finite() or number.is_zero() or normal <= size <= largest:
+            return scalar(text)
+        if not least <= size < normal:
             raise ValueError(text)
-        return scalar(text)
+        with warnings.catch_warnings():  # what NumPy calls an overflow here, it reads right
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return scalar(text)
 
     return parse
 

@@ -7,7 +7,7 @@ objects, classes and functions. Therefore:
 
 * names are compared whole, so that nothing is reached through a dot;
 * what may be called, what may be made with ``__new__`` and what may only be named are three lists;
-* items are set in plain containers only, and state only in objects that were just made;
+* items are put into plain containers only, and state only into objects that the pickle has made;
 * reconstructors that would take a hostile argument (a dtype whose fields lie outside its items, an
   index with codes beyond its levels) are replaced by ones that check.
 
@@ -26,6 +26,7 @@ import zoneinfo
 from collections import deque
 from enum import Flag, auto
 from fractions import Fraction
+from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
 import numpy as np
@@ -116,18 +117,16 @@ def _dtype(
 ) -> np.dtype[Any]:
     """Make a dtype that is nobody else's; what it lacks comes with its state."""
     if spec is not np.record and not isinstance(spec, str):
-        raise TypeError(f"not a dtype: {spec!r}")
+        raise TypeError("not the name of a dtype")
     dtype: np.dtype[Any] = np.dtype(spec)
     if dtype.kind not in "?biufcmMSUVO":
-        raise TypeError(f"not a dtype of plain data: {spec!r}")
+        raise TypeError("not a dtype of plain data")
     return dtype
 
 
 def _dtype_with_state(blank: np.dtype[Any], state: tuple[Any, ...]) -> np.dtype[Any]:
-    """Make the dtype that ``blank.__setstate__(state)`` would be, by constructors that check.
-
-    ``__setstate__`` believes offsets, sizes and flags, and works on dtypes that are in use.
-    """
+    """Make the dtype that ``blank.__setstate__(state)`` would be, by constructors that check."""
+    # __setstate__ believes offsets, sizes and flags, and changes dtypes that arrays already use.
     _, order, base, names, fields, itemsize, _, flags, *metadata = state
     if base is not None:
         item, shape = base
@@ -139,10 +138,11 @@ def _dtype_with_state(blank: np.dtype[Any], state: tuple[Any, ...]) -> np.dtype[
             "names": list(names),
             "formats": [fields[name][0] for name in names],
             "offsets": [fields[name][1] for name in names],
-            "titles": [fields[name][2] if len(fields[name]) > 2 else None for name in names],  # noqa: PLR2004
+            "titles": [next(iter(fields[name][2:]), None) for name in names],
             "itemsize": itemsize,
         }
-        dtype: np.dtype[Any] = np.dtype(described, align=bool(flags & _ALIGNED_STRUCT))  # type: ignore[call-overload]
+        aligned = bool(flags & _ALIGNED_STRUCT)
+        dtype: np.dtype[Any] = np.dtype(described, align=aligned)  # type: ignore[call-overload]
         return np.dtype((np.record, dtype)) if blank.type is np.record else dtype
     if blank.kind in "mM":
         unit, number, *_ = metadata[0][1]
@@ -205,7 +205,7 @@ def _fraction(numerator: int, denominator: int) -> Fraction:
 def _getattr(owner: object, name: str) -> Callable[..., Any]:
     """The one attribute that plain data needs: how a ``ZoneInfo`` is made."""
     if owner is not zoneinfo.ZoneInfo or name != "_unpickle":
-        raise _untrusted(f"looks up {name!r:.80} of {owner!r:.80}")
+        raise _untrusted(f"looks up an attribute of {_name_of(owner)}")
     return _zone
 
 
@@ -218,6 +218,8 @@ def _not_a_time(_: object = None) -> Any:
 
 
 def _new_index(kind: type, arguments: dict[str, Any]) -> Any:
+    if not issubclass(kind, _find("pandas", "Index")):
+        raise TypeError("not a pandas index")
     index = _find("pandas.core.indexes.base", "_new_Index")(kind, arguments)
     if hasattr(index, "codes") and hasattr(index, "levels"):
         _check_codes(zip(index.codes, index.levels, strict=True))
@@ -360,6 +362,12 @@ def _find(module: str, name: str) -> Any:
         raise StorageError(f"needs {module}.{name}, which is not installed here") from error
 
 
+def _name_of(used: object) -> str:
+    """Name something by its class or function: its own repr may be hostile, or fail half made."""
+    kind = used if isinstance(used, (type, FunctionType, BuiltinFunctionType)) else type(used)
+    return repr(f"{kind.__module__}.{kind.__qualname__}")
+
+
 def _untrusted(what: str) -> UntrustedPickle:
     return UntrustedPickle(
         f"{what}, which is not plain data; trusted=True loads it if you know who wrote it"
@@ -388,7 +396,7 @@ class _PlainUnpickler(pickle._Unpickler):  # noqa: SLF001
         super().__init__(stream)
         self._uses = {id(function): _Use.CALL for function in (*_REPLACED.values(), _zone)}
 
-    def find_class(self, module: str, name: str) -> Any:  # type: ignore[explicit-override]
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _REPLACED:
             return _REPLACED[module, name]
         module, name = _RENAMED.get((module, name), (module, name))
@@ -402,14 +410,14 @@ class _PlainUnpickler(pickle._Unpickler):  # noqa: SLF001
 
     def _check(self, used: object, use: _Use) -> None:
         if use not in self._uses.get(id(used), _Use(0)):
-            raise _untrusted(f"makes, calls or changes {used!r:.160}")
+            raise _untrusted(f"makes, calls or changes {_name_of(used)}")
 
     def _reduce(self) -> None:
         function, arguments = self.stack[-2:]
         self._check(function, _Use.CALL)
         if not isinstance(arguments, tuple) or any(isinstance(arg, range) for arg in arguments):
             # A range of a trillion is a few bytes here and a full memory in whatever is made of it.
-            raise _untrusted(f"calls {function!r:.160} with a range")
+            raise _untrusted(f"calls {_name_of(function)} with a range")
         _OPCODES[pickle.REDUCE[0]](self)
 
     def _make(self) -> None:
@@ -460,7 +468,7 @@ class _PlainUnpickler(pickle._Unpickler):  # noqa: SLF001
 
     def _check_container(self, target: object, kinds: type | tuple[type, ...]) -> None:
         if not isinstance(target, kinds):
-            raise _untrusted(f"puts items into {type(target)!r:.160}")
+            raise _untrusted(f"puts items into {_name_of(target)}")
 
     def _bytes(self) -> None:
         """Read a bytearray; Python's own would first allocate whatever length stands there."""

@@ -1,8 +1,8 @@
 r"""``trials.csv`` and ``timing.csv``: pure functions between rows and bytes.
 
 One dialect: UTF-8, ``\n`` at the end of each line, the header first, quotes only where a field
-holds a comma, a quote or a line break. A missing value and an empty string are both an empty field, as
-pandas and spreadsheets expect; the kinds, which stand in the manifest, tell them apart.
+holds a comma, a quote or a line break. A missing value and an empty string are both an empty field,
+as pandas and spreadsheets expect; the kinds, which stand in the manifest, tell them apart.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _INT64: Final = re.compile(r"-?\d{1,19}", re.ASCII)
 
 
 def _line(texts: Sequence[str]) -> str:
-    """Render one row, as ``csv.QUOTE_MINIMAL`` does; a lone empty field is no blank line."""
+    """Render one row, as ``csv.QUOTE_MINIMAL`` does."""
     line = ",".join(texts)
     if line.count(",") >= len(texts) or _BREAKS.search(line):
         line = ",".join(map(_quoted, texts))
-    return f"{line}\n" if line else '""\n'
+    return line + "\n"
 
 
 def _quoted(text: str) -> str:
@@ -154,12 +154,12 @@ class Table:
         if not width:
             return
         yield _line(self.names).encode()
-        for start in range(0, self._bare, _CHUNK_LINES):
-            yield _line([""] * width).encode() * min(_CHUNK_LINES, self._bare - start)
+        for portion in _portions(self._bare):
+            yield "".join(_widened(["\n"] * len(portion), 1, width)).encode()
         for narrow, lines in self._blocks:
-            for start in range(0, len(lines), _CHUNK_LINES):
-                piece = lines[start : start + _CHUNK_LINES]
-                yield "".join(_widened(piece, width - narrow)).encode()
+            for portion in _portions(len(lines)):
+                piece = lines[portion.start : portion.stop]
+                yield "".join(_widened(piece, narrow, width)).encode()
 
     @classmethod
     def from_csv(cls, data: bytes, columns: Columns, rows: int) -> Table:
@@ -195,11 +195,18 @@ class Table:
         return table
 
 
-def _widened(lines: list[str], missing: int) -> Iterable[str]:
-    """Add `missing` empty fields to each line."""
-    if not missing:
+def _portions(lines: int) -> Iterator[range]:
+    for start in range(0, lines, _CHUNK_LINES):
+        yield range(start, min(start + _CHUNK_LINES, lines))
+
+
+def _widened(lines: Sequence[str], narrow: int, width: int) -> Iterable[str]:
+    """Pad lines of `narrow` fields to `width`; a lone empty field must not be a blank line."""
+    if width == 1:
+        return ('""\n' if line == "\n" else line for line in lines)
+    if narrow == width:
         return lines
-    end = "," * missing + "\n"
+    end = "," * (width - narrow) + "\n"
     return (line[:-1] + end for line in lines)
 
 

@@ -117,7 +117,8 @@ class ArrayBuilder:
         key = str(trial.index)
         writer.write(key, shape, dtype, pieces)
         writer.write_group("timing", key, np.array(stamps, _TIMING_DTYPE).reshape(-1, 3))
-        stored = StoredArray(trial.index, chunks.dtype_to_json(dtype), shape, block, tuple(crcs))
+        described = chunks.dtype_to_json(dtype)
+        stored = StoredArray(trial.index, described, shape, axis, block, tuple(crcs))
         self.record.trials[trial.index] = stored
         self.record.stack_axis = stack_axis
         self._unchecked.append(_Written(stored, dtype, axis, writer.offset(key)))

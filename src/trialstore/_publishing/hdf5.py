@@ -174,6 +174,17 @@ class ArrayFileWriter:
                     texts = np.array([_text(text) for text in value], dtype=object)
                     self._file.attrs.create(name, texts, dtype=h5py.string_dtype())
 
+    def has(self, name: str) -> bool:
+        """Whether something of this name is there.
+
+        Raises
+        ------
+        PublishFailed
+            HDF5 cannot read its own file.
+        """
+        with self._translated("look into"):
+            return name in self._file
+
     def offset(self, name: str) -> int | None:
         """Byte in the file at which the data of a dataset begin, or None if it takes none.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import anyio.lowlevel
 
 from trialstore._errors import QueueFull, StorageError
+from trialstore._ondisk.chunks import opaque
 from trialstore._ondisk.entries import ChunkStamp
 from trialstore._ondisk.losses import Loss
 from trialstore._recording import intake
@@ -191,7 +192,7 @@ class Channel:
             ordinal = known.chunks
         length = intake.length_of(layout, array.shape)
         stamp = ChunkStamp(length, time.time_ns(), time.monotonic_ns())
-        return ChunkItem(name, self.next_trial, ordinal, layout, array.tobytes(), stamp)
+        return ChunkItem(name, self.next_trial, ordinal, layout, opaque(array).tobytes(), stamp)
 
     def _renumber(self, item: ChunkItem) -> None:
         """After a wait: other calls may have been served in between."""

@@ -5,6 +5,7 @@ Pure functions over trials and chunks. Nothing here waits, touches a disk, or ch
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from trialstore._errors import InvalidTrial
-from trialstore._ondisk.chunks import refusal_of_chunk, refusal_of_dtype
+from trialstore._ondisk.chunks import (
+    opaque,
+    refusal_of_chunk,
+    refusal_of_dtype,
+    refusal_of_shape,
+)
 from trialstore._ondisk.entries import ChunkStamp, TrialCommit, layout_of
 from trialstore._ondisk.layout import check_name
 from trialstore._ondisk.values import encode_attrs
@@ -106,9 +112,7 @@ def take_chunk(chunk: object, name: str) -> NDArray[Any]:
         array = np.asarray(chunk)
     except (TypeError, ValueError) as error:
         raise InvalidTrial(f"array {name!r} is not made of numbers: {error}") from error
-    reason = refusal_of_dtype(array.dtype)
-    if reason is not None:
-        raise InvalidTrial(f"array {name!r} of dtype {array.dtype} {reason}")
+    _check_kept(array, name)
     return array
 
 
@@ -225,14 +229,18 @@ def _take_array(name: str, source: object, info: ArrayInfo, now: tuple[int, int]
     array = take_chunk(data, name)
     check_against(info, array.shape, array.dtype, name)
     stack_axis = getattr(source, "stack_axis", info.stack_axis)
-    copy = np.array(array, order="C", copy=True)
+    copy = np.array(opaque(array), order="C", copy=True).view(array.dtype)
     return ArrayPart(name, source, [(copy, *now)], stack_axis if stack_axis in (0, 1, 2) else 1)
 
 
 def _check_kept(array: NDArray[Any], name: str) -> None:
-    reason = refusal_of_dtype(array.dtype)
+    reason = _refusal(array.dtype) or refusal_of_shape(array.shape)
     if reason is not None:
         raise InvalidTrial(f"array {name!r} of dtype {array.dtype} {reason}")
+
+
+#: A stream has one dtype, and looking at a structured one takes longer than copying the chunk.
+_refusal = functools.lru_cache(maxsize=64)(refusal_of_dtype)
 
 
 def let_go(part: ArrayPart) -> None:

@@ -28,6 +28,15 @@ MAX_DEATHS: Final = 3
 _PROGRAM: Final = "from trialstore._publishing.service import main; main()"
 
 
+#: Children that outlive their Storage: kept, so that they are reaped and Python does not warn of them.
+_alone: list[subprocess.Popen[bytes]] = []
+
+
+def reap() -> None:
+    """Forget children that have ended since; a zombie would stay as long as the experiment."""
+    _alone[:] = [process for process in _alone if process.poll() is None]
+
+
 class Publisher:
     """One child process, started with the first task and again when it dies.
 
@@ -40,6 +49,7 @@ class Publisher:
     """
 
     def __init__(self) -> None:
+        reap()
         self.deaths = 0
         self.can_start = bool(sys.executable) and not getattr(sys, "frozen", False)
         self._process: subprocess.Popen[bytes] | None = None
@@ -143,10 +153,10 @@ class Publisher:
         return True
 
     def leave_running(self) -> None:
-        """Let the child go on alone; Python must not warn that it still runs."""
-        if self._process is not None:
-            self._process.returncode = self._process.poll() or 0
-            self._process = None
+        """Let the child go on alone with what it has left to do."""
+        process, self._process = self._process, None
+        if process is not None and process.poll() is None:
+            _alone.append(process)
 
     def forget_after_fork(self) -> None:
         """In a forked child: close our end of the pipe, or the publisher would never see it close."""

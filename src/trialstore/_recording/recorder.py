@@ -158,7 +158,7 @@ class Recorder:
         for channel in self.channels:
             if channel.lifecycle.state is State.OPEN:
                 channel.lifecycle.advance(State.CLOSING)
-                channel.put_end(self._end(channel, None, reason))
+                channel.put_end(self._end(channel, reason))
         failed = self._writer.drain_now(self.close_timeout)
         for channel in self.channels:
             channel.journal.close()
@@ -272,7 +272,8 @@ class Recorder:
         self._queue.fail_waiters(channel.lane, closed)
         deadline = anyio.current_time() + self.close_timeout
         with anyio.CancelScope(shield=True):
-            channel.put_end(self._end(channel, failure))
+            story = await self._story(failure, deadline)
+            channel.put_end(self._end(channel, story))
             self.writer.hurry()
             problem: StorageError | None = None
             with anyio.CancelScope(deadline=deadline):
@@ -382,15 +383,20 @@ class Recorder:
         assert self._worker is not None
         return await self._worker.call(function)
 
-    def _end(self, channel: Channel, failure: BaseException | None, reason: str = "") -> CleanEnd:
-        text = reason or None
-        if failure is not None:
-            text = "".join(traceback.format_exception(failure))
-        clean = text is None
+    async def _story(self, failure: BaseException | None, deadline: float) -> str | None:
+        """Write the traceback out, in the thread: it reads source files."""
+        if failure is None:
+            return None
+        story = repr(failure)
+        with anyio.CancelScope(deadline=deadline):
+            story = await self.call(lambda: "".join(traceback.format_exception(failure)))
+        return story
+
+    def _end(self, channel: Channel, story: str | None) -> CleanEnd:
         return CleanEnd(
             trials=channel.next_trial,
-            status="complete" if clean else "interrupted",
-            traceback=text,
+            status="complete" if story is None else "interrupted",
+            traceback=story,
             unix_ns=time.time_ns(),
             monotonic_ns=time.monotonic_ns(),
             statistics=channel.statistics().to_json(),
