@@ -180,6 +180,7 @@ def test_pandas_reads_an_ordinary_table() -> None:
         b"a,b\n1\n",
         b"a,b\n1,2,3\n",
         b"a,b\n1,2,3\n4\n",
+        b"a,b\n1\n2\n",
         b"a,b\n\n1,2\n",
         b"a\n\n",
         b"\n",

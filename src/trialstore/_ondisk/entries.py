@@ -6,6 +6,7 @@ than the bytes it was given.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from trialstore._errors import FormatError
 from trialstore._ondisk.chunks import MAX_AXES, dtype_from_json, dtype_to_json
 from trialstore._ondisk.journal import FrameType
+from trialstore._ondisk.layout import is_valid_name
 from trialstore._ondisk.losses import Loss
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     Row = Sequence[tuple[str, str, str]]
 
 _dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+#: Counts, numbers and nanoseconds fit what NumPy and other languages call int64.
+_INT64: Final = 2**63
+_is_name = functools.lru_cache(maxsize=1024)(is_valid_name)
 
 
 class Entry(NamedTuple):
@@ -210,7 +215,8 @@ Record = Opening | ChunkRun | TrialCommit | LossNote | PoisonNote | SyncMark | C
 def encode(record: Record, body: Sequence[Buffer] = ()) -> Entry:
     """Turn a record into a frame to be."""
     kind, values = _describe(record)
-    return Entry(kind, _dump(values).encode(), body)
+    # A traceback may quote a file name that is not Unicode; the end of a session must not fail over it.
+    return Entry(kind, _dump(values).encode("utf-8", "replace"), body)
 
 
 def _describe(record: Record) -> tuple[FrameType, dict[str, Any]]:
@@ -249,13 +255,15 @@ def decode(kind: int, meta: Buffer) -> Record | None:
         If the bytes are not what `encode` gives.
     """
     try:
-        values = json.loads(bytes(meta))
-    except (ValueError, RecursionError) as error:
-        raise FormatError("a frame's description is not JSON") from error
-    try:
         known = FrameType(kind)
     except ValueError:
         return None
+    try:
+        values = json.loads(bytes(meta).decode())
+        if b"\\u" in meta:
+            _dump(values).encode()  # refuses half characters (lone surrogates), which no file can hold
+    except (ValueError, RecursionError) as error:
+        raise FormatError("a frame's description is not JSON") from error
     record = _record(known, values)
     if record is None:
         raise FormatError(f"a {known.name} frame's description is not what it should be")
@@ -269,7 +277,7 @@ def _record(kind: FrameType, values: object) -> Record | None:  # noqa: PLR0911 
             "after": int(after),
             "trials": int(trials),
             "description": dict(description),
-        }:
+        } if _are_counts(after, trials) and _is_description(description):
             return Opening(session, after, trials, description)
         case FrameType.CHUNKS, dict():
             return _chunk_run(values)
@@ -288,9 +296,17 @@ def _record(kind: FrameType, values: object) -> Record | None:  # noqa: PLR0911 
             "unix_ns": int(unix_ns),
             "monotonic_ns": int(monotonic_ns),
             "statistics": dict(statistics),
-        }:
+        } if _are_counts(trials, unix_ns, monotonic_ns):
             return CleanEnd(trials, status, traceback, unix_ns, monotonic_ns, statistics)
     return None
+
+
+def _are_counts(*values: object) -> bool:
+    return all(type(value) is int and 0 <= value < _INT64 for value in values)
+
+
+def _is_description(values: dict[str, Any]) -> bool:
+    return all(isinstance(values.get(name, {}), dict) for name in ("arrays", "metadata"))
 
 
 def _chunk_run(values: dict[str, Any]) -> ChunkRun | None:
@@ -303,21 +319,25 @@ def _chunk_run(values: dict[str, Any]) -> ChunkRun | None:
             "shape": [*shape],
             "stack_axis": 0 | 1 | 2 as stack_axis,
             "chunks": [*chunks],
-        }:
+        } if _is_name(array) and _are_counts(trial, first):
             pass
         case _:
             return None
     sizes_fit = all(size is None or (type(size) is int and size >= 0) for size in shape)
-    if not sizes_fit or shape.count(None) > 1 or len(shape) > MAX_AXES or trial < 0 or first < 0:
+    if not sizes_fit or shape.count(None) > 1 or len(shape) > MAX_AXES:
         return None
     stamps = []
     for chunk in chunks:
         match chunk:
-            case [int(length), int(unix_ns), int(monotonic_ns)] if length >= 0:
+            case [length, unix_ns, monotonic_ns] if _are_counts(length, unix_ns, monotonic_ns):
                 stamps.append(ChunkStamp(length, unix_ns, monotonic_ns))
             case _:
                 return None
     layout = Layout(dtype_from_json(dtype), tuple(shape), stack_axis)
+    # An array without samples may still claim axes that NumPy has no index for.
+    longest = max((stamp.length for stamp in stamps), default=0)
+    if math.prod(max(size, 1) for size in layout.shape_of(longest)) * layout.dtype.itemsize >= _INT64:
+        return None
     return ChunkRun(array, trial, first, layout, tuple(stamps))
 
 
@@ -330,7 +350,7 @@ def _trial_commit(values: dict[str, Any]) -> TrialCommit | None:
             "unix_ns": int(unix_ns),
             "monotonic_ns": int(monotonic_ns),
             "first_unix_ns": (int() | None) as first_unix_ns,
-        } if trial >= 0:
+        } if _are_counts(trial, unix_ns, monotonic_ns, first_unix_ns or 0):
             pass
         case _:
             return None
@@ -344,7 +364,7 @@ def _trial_commit(values: dict[str, Any]) -> TrialCommit | None:
     counts = {}
     for name, count in arrays.items():
         match count:
-            case [int(chunks), int(nbytes)]:
+            case [chunks, nbytes] if _is_name(name) and _are_counts(chunks, nbytes):
                 counts[name] = (chunks, nbytes)
             case _:
                 return None

@@ -41,7 +41,7 @@ ANSWER: Final = "answer.json"
 
 ARRAY_SUFFIX: Final = ".hdf5"
 PICKLE_SUFFIX: Final = ".pkl"
-_SEGMENT_SUFFIX: Final = ".segment"
+SEGMENT_SUFFIX: Final = ".segment"
 _BUILDING_SUFFIX: Final = ".building"
 
 #: With the longest thing we put around it (a hidden name being built) still below the 255 bytes of
@@ -218,7 +218,7 @@ def run_name(task: str, n: int) -> str:
 
 def segment_name(number: int) -> str:
     """File name of the journal segment `number`: ``000001.segment``."""
-    return f"{number:06d}{_SEGMENT_SUFFIX}"
+    return f"{number:06d}{SEGMENT_SUFFIX}"
 
 
 def segment_number(name: str) -> int | None:

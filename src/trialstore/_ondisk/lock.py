@@ -166,7 +166,12 @@ def _read_holder(path: Path) -> Holder | None:
     try:
         with path.open("rb") as file:
             match json.loads(file.read(4096)):
-                case {"host": str(host), "pid": int(pid), "since": str(since), "role": str(role)}:
+                case {
+                    "host": str(host),
+                    "pid": int(pid),
+                    "since": str(since),
+                    "role": "recorder" | "publisher" as role,
+                } if since.isprintable():
                     return Holder(host, pid, since, role)
     except (OSError, ValueError):
         return None

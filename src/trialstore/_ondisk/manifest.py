@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from trialstore._errors import DamagedData, FormatError
 from trialstore._ondisk.disk import read_file
-from trialstore._ondisk.layout import MANIFEST
+from trialstore._ondisk.layout import MANIFEST, is_valid_name
 from trialstore._ondisk.losses import Loss
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class StoredArray:
 
     def to_json(self) -> list[object]:
         """Return the members as a list: there may be a hundred thousand of them."""
-        sizes = list(self.shape), self.axis, self.block, list(self.blocks)
-        return [self.trial, self.dtype, *sizes]
+        shape, blocks = list(self.shape), list(self.blocks)
+        return [self.trial, self.dtype, shape, self.axis, self.block, blocks]
 
     @classmethod
     def from_json(cls, value: object) -> StoredArray:
@@ -159,7 +159,8 @@ class Manifest:
         values["losses"] = [loss.to_json() for loss in self.losses]
         lines = [f'  "format": "{FORMAT}"', f'  "version": {VERSION}']
         lines += [f"  {json.dumps(name)}: {_member(value)}" for name, value in values.items()]
-        body = ("{\n" + ",\n".join(lines)).encode()
+        # A traceback may quote a file name that is not Unicode; publication must not fail over it.
+        body = ("{\n" + ",\n".join(lines)).encode("utf-8", "replace")
         return body + f',\n  "checksum": "crc32:{zlib.crc32(body):08x}"\n}}\n'.encode()
 
 
@@ -257,6 +258,8 @@ def _checked(values: dict[str, Any]) -> Manifest | None:
     if not all(_is_size(index) for index in lost) or not all(type(s) is str for s in sessions):
         return None
     if not all(_is_file(value) for value in files.values()):
+        return None
+    if not all(is_valid_name(name) for name in arrays):  # they become file names
         return None
     members = {name: values[name] for name in Manifest.__slots__}
     members["arrays"] = {name: ArrayRecord.from_json(value) for name, value in arrays.items()}

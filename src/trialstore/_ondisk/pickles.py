@@ -82,7 +82,7 @@ def loads(data: bytes, *, trusted: bool, path: Path) -> object:
     UntrustedPickle
         If the pickle is not trusted and needs anything else; the message names it.
     DamagedData
-        If it is cut short or is no pickle.
+        If it is cut short, is no pickle, or comes from a pandas too new for this one.
     StorageError
         If it needs a class that is not installed.
     """
@@ -97,7 +97,9 @@ def loads(data: bytes, *, trusted: bool, path: Path) -> object:
             raise StorageError(
                 f"{str(path)!r} needs something that is not installed here: {error!r:.200}"
             ) from error
-        raise DamagedData(f"{str(path)!r} is no whole pickle: {error!r:.200}", path) from error
+        raise DamagedData(
+            f"{str(path)!r} is no whole pickle, or one of a newer pandas: {error!r:.200}", path
+        ) from error
     if stream.read(1):
         raise DamagedData(f"{str(path)!r} goes on behind the end of the pickle", path)
     return obj

@@ -7,9 +7,10 @@ was recorded. It reads only, and it never loads samples until they are asked for
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 
     from trialstore._ondisk.entries import ChunkRun, ChunkStamp, CleanEnd, Opening, TrialCommit
     from trialstore._ondisk.witness import Witness
+
+    Shape = tuple[int, ...]
+
+#: A file of a few bytes can claim any number of trials: so many that are missing are named one by one.
+_NAMED_SINGLY: Final = 100_000
+_INFINITY: Final = 2**64
 
 
 class ChunkRef(NamedTuple):
@@ -62,19 +69,57 @@ class JournalTrial:
     def whole_arrays(self) -> dict[str, bool]:
         """For each array, whether a frame for every chunk is there (samples not yet checked)."""
         return {
-            name: sum(ref.count for ref in _unrepeated(self.arrays.get(name, ()))) == count
+            name: _are_all(_unrepeated(self.arrays.get(name, ())), count)
             for name, (count, _) in self.commit.arrays.items()
         }
 
 
 @dataclass(slots=True)
 class _Session:
-    """What one recording session left behind."""
+    """What one recording session left behind; frames above `limit` came after another had taken over."""
 
+    limit: int = _INFINITY
     opening: Opening | None = None
     end: CleanEnd | None = None
     losses: list[Loss] = field(default_factory=list)
     pending: dict[int, dict[str, list[ChunkRef]]] = field(default_factory=dict)
+
+
+class _Places:
+    """Where what is missing should have been: damage between the neighbours' frames, or plain absence."""
+
+    def __init__(self, damages: Sequence[Damage], absence: Loss) -> None:
+        self._damages = damages
+        self._absence = absence
+        self._explained: set[int] = set()
+
+    def loss(self, trials: tuple[int, ...], what: str, after: int, before: int) -> Loss:
+        """Name a loss whose frames had numbers between `after` and `before`."""
+        touching = [
+            number
+            for number, damage in enumerate(self._damages)
+            if damage.last_seq > after and damage.first_seq < before
+        ]
+        self._explained.update(touching)
+        if not touching:
+            return replace(self._absence, trials=trials, what=what)
+        return _loss_by(self._damages[touching[0]], trials, what)
+
+    def lost(self, first: int, end: int, after: int, before: int) -> Iterator[Loss]:
+        """Name the trials ``[first, end)``, one by one as far as that makes sense."""
+        for index in range(first, min(end, first + _NAMED_SINGLY)):
+            yield self.loss((index,), "1 trial", after, before)
+        if (rest := first + _NAMED_SINGLY) < end:
+            yield self.loss((), f"{end - rest} trials from {rest} on", after, before)
+
+    def unexplained(self) -> list[Loss]:
+        """Name damage that no loss has pointed at."""
+        rest = [d for number, d in enumerate(self._damages) if number not in self._explained]
+        return [_loss_by(damage, (), "journal frames of no committed trial") for damage in rest]
+
+
+def _loss_by(damage: Damage, trials: tuple[int, ...], what: str) -> Loss:
+    return Loss(trials, what, damage.kind, damage.file, damage.byte_range, damage.evidence)
 
 
 class Replay:
@@ -94,7 +139,7 @@ class Replay:
     def __init__(self, folders: Sequence[Path], base: int = 0) -> None:
         self._folders = tuple(folders)
         self._base = base
-        self._files: dict[str, SegmentFile] = {}
+        self._files: dict[tuple[int, int], SegmentFile] = {}
         self._sessions: dict[bytes, _Session] = {}
         self._last_session = b""
         self.trials: dict[int, JournalTrial] = {}
@@ -135,7 +180,9 @@ class Replay:
             try:
                 for event in file.poll():
                     if isinstance(event, Damage):
-                        self.damages.append(event)
+                        # What a segment has lost at its start, earlier ones may still have.
+                        first = event.first_seq or self.last_seq + 1
+                        self.damages.append(replace(event, first_seq=first))
                     else:
                         self._take(file, event, new)
             except FormatError as error:
@@ -146,12 +193,12 @@ class Replay:
         return [trial for trial in new if self.trials.get(trial.index) is trial]
 
     def _find_segments(self) -> None:
-        found: dict[str, Path] = {}
+        found: dict[tuple[int, int], Path] = {}
         for position, folder in enumerate(self._folders):
             with contextlib.suppress(FileNotFoundError) if position else contextlib.nullcontext():
                 for name in os.listdir(folder):
-                    if layout.segment_number(name) is not None:
-                        found[f"{name}:{position}"] = folder / name
+                    if (number := layout.segment_number(name)) is not None:
+                        found[number, position] = folder / name
         fresh = sorted(found.keys() - self._files.keys())
         for key in fresh:
             with contextlib.suppress(FileNotFoundError):
@@ -163,14 +210,18 @@ class Replay:
         frame, session = whole.frame, file.session
         self.synced_to = max(self.synced_to, frame.synced_to)
         self.last_seq, self.last_crc = max(self.last_seq, frame.seq), frame.crc
-        state = self._sessions.setdefault(session, _Session())
-        if self._is_superseded(file, frame.seq):
-            return
+        if session not in self._sessions:
+            self._sessions[session] = _Session()
+            self._last_session = session
+        state = self._sessions[session]
         try:
             record = entries.decode(frame.type, whole.meta)
         except FormatError as error:
-            span = (frame.offset, frame.end)
-            self.damages.append(Damage(file.path.name, frame.seq, frame.seq, span, str(error)))
+            self._refuse(file, whole, str(error))
+            return
+        if frame.seq > state.limit:
+            if isinstance(record, entries.TrialCommit):
+                self._supersede(record.trial)
             return
         match record:
             case entries.Opening():
@@ -184,39 +235,39 @@ class Replay:
                     arrays = state.pending.setdefault(record.trial, {})
                     arrays.setdefault(record.array, []).append(ref)
             case entries.TrialCommit():
-                self._commit(state, record, frame.seq, session, new)
+                known = self.trials.get(record.trial)
+                if record.trial < self._base or (known and known.session != session):
+                    self._refuse(file, whole, f"trial {record.trial} was there before")
+                else:
+                    self._commit(state, record, frame.seq, session, new)
             case entries.LossNote(losses):
                 state.losses += losses
             case entries.CleanEnd():
                 state.end = record
                 self.synced_to = max(self.synced_to, frame.seq)
 
+    def _refuse(self, file: SegmentFile, whole: Whole, reason: str) -> None:
+        frame = whole.frame
+        span = (frame.offset, frame.end)
+        self.damages.append(Damage(file.path.name, frame.seq, frame.seq, span, reason))
+
     def _open(self, file: SegmentFile, state: _Session, opening: Opening) -> None:
-        if state.opening is None:
-            state.opening = opening
-        state.end = None
         self.synced_to = max(self.synced_to, opening.after)
-        if self._last_session != file.session:
-            # Whoever wrote to an older segment after this had lost the task without knowing it.
-            late = [
-                trial
-                for trial in self.trials.values()
-                if trial.seq > opening.after and trial.session != file.session
-            ]
-            for trial in late:
+        state.end = None
+        if state.opening is not None:
+            return
+        state.opening = opening
+        # Whoever wrote to an older segment after this had lost the task without knowing it.
+        for session, other in self._sessions.items():
+            if session != file.session:
+                other.limit = min(other.limit, opening.after)
+        for trial in list(self.trials.values()):
+            if trial.seq > self._sessions[trial.session].limit:
                 del self.trials[trial.index]
-                self._supersede(trial.index, opening)
-            self._last_session = file.session
+                self._supersede(trial.index)
 
-    def _is_superseded(self, file: SegmentFile, seq: int) -> bool:
-        last = self._sessions.get(self._last_session)
-        if last is None or last.opening is None or file.session == self._last_session:
-            return False
-        known = self._sessions[file.session].opening
-        return known is not None and seq > last.opening.after >= known.after
-
-    def _supersede(self, index: int, opening: Opening) -> None:
-        evidence = f"session {opening.session} had taken the task over after frame {opening.after}"
+    def _supersede(self, index: int) -> None:
+        evidence = f"session {self._last_session.hex()} had taken the task over"
         self._superseded.append(Loss((index,), "1 trial", "superseded", evidence=evidence))
 
     def _commit(
@@ -291,21 +342,18 @@ class Replay:
 
     def _witness(self, file: SegmentFile) -> Witness | None:
         """What the witness says of a segment, unless it speaks of frames behind a takeover."""
-        statement = file.witness()
-        if statement is None or (
-            file.session in self._sessions and self._is_superseded(file, statement.seq)
-        ):
+        statement, state = file.statement, self._sessions.get(file.session)
+        if statement is None or (state is not None and statement.seq > state.limit):
             return None
         return statement
 
     # -- what is missing ----------------------------------------------------------------------------
 
-    def lost_trials(self) -> list[int]:
-        """Numbers of trials whose row cannot be read."""
-        return [index for index in range(self._base, self.count) if index not in self.trials]
-
     def losses(self, *, check_samples: bool = False) -> list[Loss]:
         """Everything durable that cannot be read, and everything that was refused.
+
+        Trials come one by one (the first 100 000 of them); damage that no committed trial suffers from
+        is named at the end, because a note of a loss or a chunk of the open trial may have stood there.
 
         Parameters
         ----------
@@ -314,32 +362,27 @@ class Replay:
         """
         found = [loss for state in self._sessions.values() for loss in state.losses]
         found += self._superseded
-        where = self._evidence()
-        lost = self.lost_trials()
-        found += [
-            Loss((index,), "1 trial", where.kind, where.file, where.byte_range, where.evidence)
-            for index in lost
-        ]
-        if self.synced_to > self.last_seq and not lost:
-            what = f"frames {self.last_seq + 1} to {self.synced_to} of the open trial"
-            found.append(Loss((self.count,), what, "missing", where.file, None, where.evidence))
-        for trial in self.trials.values():
+        places = _Places(self._acknowledged_damages(), self._absence())
+        expected, seq = self._base, 0
+        trials = sorted(self.trials.values(), key=lambda trial: trial.index)
+        for trial in trials:
+            found += places.lost(expected, trial.index, seq, trial.seq)
             for name, whole in trial.whole_arrays().items():
                 if not whole:
-                    found.append(
-                        Loss((trial.index,), f"array {name!r}", where.kind, where.file,
-                             where.byte_range, where.evidence)
-                    )  # fmt: skip
+                    found.append(places.loss((trial.index,), f"array {name!r}", seq, trial.seq))
                 elif check_samples and (loss := self._sample_loss(trial, name)) is not None:
                     found.append(loss)
-        return found
+            expected, seq = trial.index + 1, trial.seq
+        found += places.lost(expected, self.count, seq, _INFINITY)
+        return found + places.unexplained()
 
-    def _evidence(self) -> Loss:
-        """Class and place of what is missing: damage that can be pointed at, or plain absence."""
-        acknowledged = [damage for damage in self.damages if damage.first_seq <= self.synced_to]
-        if acknowledged:
-            first = acknowledged[0]
-            return Loss((), "", "damaged", first.file, first.byte_range, first.evidence)
+    def _acknowledged_damages(self) -> list[Damage]:
+        found = [*self.damages]
+        found += [damage for file in self._files.values() if (damage := file.shortfall())]
+        return [d for d in found if d.first_seq <= min(d.last_seq, self.synced_to)]
+
+    def _absence(self) -> Loss:
+        """What is said of trials that are missing without a trace."""
         name = self.segments[-1].name if self._files else ""
         return Loss((), "", "missing", name, None, f"durable up to frame {self.synced_to}")
 
@@ -362,14 +405,21 @@ class Replay:
         DamagedData
             If chunks are missing or their descriptions damaged.
         """
-        shapes: list[tuple[int, ...]] = []
-        run: ChunkRun | None = None
+        shapes: list[Shape] = []
+        kinds: set[tuple[np.dtype[Any], int]] = set()
         for run, _ in self._runs(trial, name):
             shapes += [run.layout.shape_of(stamp.length) for stamp in run.stamps]
-        if run is None:
-            raise _incomplete(trial, name)
-        shape = chunks.joined_shape(shapes, run.layout.stack_axis)
-        return shape, run.layout.dtype, run.layout.stack_axis
+            kinds.add((run.layout.dtype, run.layout.stack_axis))
+        if not shapes:
+            raise DamagedData(*_unreadable(trial, name, "chunks are missing from the journal"))
+        dtype, stack_axis = kinds.pop()
+        odd = any(chunks.refusal_of_chunk(shapes[0], shape, stack_axis) for shape in shapes[1:])
+        if kinds or odd:
+            raise DamagedData(*_unreadable(trial, name, "its chunks do not fit one another"))
+        shape = chunks.joined_shape(shapes, stack_axis)
+        if math.prod(max(size, 1) for size in shape) * dtype.itemsize >= 2**63:
+            raise DamagedData(*_unreadable(trial, name, f"nothing can have the shape {shape}"))
+        return shape, dtype, stack_axis
 
     def chunks(self, trial: JournalTrial, name: str) -> Iterator[Chunk]:
         """Yield the chunks of one array of a trial, oldest first, each checked.
@@ -380,7 +430,7 @@ class Replay:
             Naming file and trial, if a chunk is missing or does not fit its checksum.
         """
         if not trial.whole_arrays().get(name, False):
-            raise _incomplete(trial, name)
+            raise DamagedData(*_unreadable(trial, name, "chunks are missing from the journal"))
         yield from self._chunks(trial.arrays[name], trial.index, name)
 
     def window(self, trial: JournalTrial, name: str, start: int, stop: int) -> NDArray[Any]:
@@ -426,7 +476,7 @@ class Replay:
 
     def _runs(self, trial: JournalTrial, name: str) -> Iterator[tuple[ChunkRun, ChunkRef]]:
         if not trial.whole_arrays().get(name, False):
-            raise _incomplete(trial, name)
+            raise DamagedData(*_unreadable(trial, name, "chunks are missing from the journal"))
         for ref in _unrepeated(trial.arrays[name]):
             yield _run_at(ref)[0], ref
 
@@ -452,10 +502,20 @@ def _unrepeated(refs: Sequence[ChunkRef]) -> list[ChunkRef]:
     return [ref for _, ref in sorted({ref.first: ref for ref in refs}.items())]
 
 
+def _are_all(refs: Sequence[ChunkRef], count: int) -> bool:
+    """Whether chunks ``[0, count)`` are there, each once."""
+    at = 0
+    for ref in refs:
+        if ref.first != at:
+            return False
+        at += ref.count
+    return at == count
+
+
 def _run_at(ref: ChunkRef) -> tuple[ChunkRun, Whole]:
     whole = ref.segment.frame_at(ref.offset)
     record = entries.decode(whole.frame.type, whole.meta)
-    if not isinstance(record, entries.ChunkRun):
+    if not isinstance(record, entries.ChunkRun) or record.nbytes > whole.frame.body_length:
         raise DamagedData(f"{str(ref.segment.path)!r} changed under us", ref.segment.path)
     return record, whole
 
@@ -472,7 +532,9 @@ def _first_whole(refs: Sequence[ChunkRef], trial: int, name: str) -> tuple[Chunk
     raise DamagedData(message, failure.path if failure else None, (trial,)) from failure
 
 
-def _incomplete(trial: JournalTrial, name: str) -> DamagedData:
+def _unreadable(
+    trial: JournalTrial, name: str, reason: str
+) -> tuple[str, Path | None, tuple[int, ...]]:
     path = next((ref.segment.path for refs in trial.arrays.values() for ref in refs), None)
-    message = f"array {name!r} of trial {trial.index}: chunks are missing from the journal"
-    return DamagedData(message, path, (trial.index,))
+    message = f"array {name!r} of trial {trial.index}: {reason}"
+    return message, path, (trial.index,)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from trialstore._ondisk.losses import LossKind
+
 #: A description longer than this is not ours: 100 000 attributes would be shorter.
 _META_LIMIT: Final = 1 << 28
 
@@ -29,11 +31,14 @@ class Damage:
     file : str
         Name of the segment.
     first_seq, last_seq : int
-        Numbers of the frames concerned; none if ``last_seq < first_seq``.
+        Numbers of the frames concerned; none if ``last_seq < first_seq``. ``first_seq`` is 0 where the
+        segment itself does not tell it.
     byte_range : tuple of int
         Where in the segment, first byte and byte after the last.
     evidence : str
         How it is known.
+    kind : {'damaged', 'missing'}
+        Whether the bytes are there.
     """
 
     file: str
@@ -41,6 +46,7 @@ class Damage:
     last_seq: int
     byte_range: tuple[int, int]
     evidence: str
+    kind: LossKind = "damaged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,7 @@ class SegmentFile:
         self.session = b""
         self.last_seq: int | None = None
         self.torn = Tail(0, 0)
+        self.statement: witness.Witness | None = None
         self._salt = 0
         self._offset = HEADER_SIZE
         self._last_crc: int | None = None
@@ -107,13 +114,21 @@ class SegmentFile:
         """Bytes in the segment now."""
         return os.fstat(self._fd).st_size
 
-    def witness(self) -> witness.Witness | None:
-        """Return the newest statement about this segment, or None."""
-        try:
-            data = read_file(layout.witness_path(self.path), 2 * witness.SLOT_SIZE)
-        except OSError:
+    def shortfall(self) -> Damage | None:
+        """What the last poll should have found, by the witness, and did not find whole; None if nothing."""
+        statement, size = self.statement, self.torn.end
+        if statement is None:
+            if self.session or size <= HEADER_SIZE:
+                return None
+            # Frames are written only after the header was synced, so there was one.
+            return self._damage(0, 0, 0, size, "neither header nor witness tells the session")
+        if statement.seq <= (self.last_seq or 0):
             return None
-        return witness.newest(data, self.session)
+        first = 0 if self.last_seq is None else self.last_seq + 1
+        evidence = f"the witness says that it was durable up to byte {statement.offset}"
+        kind: LossKind = "missing" if size < statement.offset else "damaged"
+        span = (min(self.torn.offset, size, statement.offset), statement.offset)
+        return Damage(self.path.name, first, statement.seq, span, evidence, kind)
 
     def poll(self) -> Iterator[Whole | Damage]:
         """Yield what has been appended since the last poll.
@@ -125,9 +140,12 @@ class SegmentFile:
         DamagedData
             If the disk cannot read it.
         """
+        # The witness first: whatever it says is then in the bytes that are looked at after it.
+        said = self._said()
         size = self.size()
-        if not self.session and not self._identify(size):
+        if not self.session and not self._identify(size, said):
             return
+        self.statement = witness.newest(said, self.session) or self.statement
         for event in journal.scan(self.read, size, self._salt, self._offset):
             match event:
                 case Tail():
@@ -139,18 +157,15 @@ class SegmentFile:
                     yield from self._check(event)
                     self._offset = event.end
 
-    def _identify(self, size: int) -> bool:
+    def _said(self) -> bytes:
+        try:
+            return read_file(layout.witness_path(self.path), 2 * witness.SLOT_SIZE)
+        except OSError:
+            return b""
+
+    def _identify(self, size: int, said: bytes) -> bool:
         """Learn the session, and so the salt, from the header or, failing that, from the witness."""
-        if size < HEADER_SIZE:
-            self.torn = Tail(0, size)
-            return False
-        session = journal.parse_header(self.read(0, HEADER_SIZE))
-        if session is None:
-            try:
-                data = read_file(layout.witness_path(self.path), 2 * witness.SLOT_SIZE)
-            except OSError:
-                data = b""
-            session = witness.owner(data)
+        session = journal.parse_header(self.read(0, HEADER_SIZE)) or witness.owner(said)
         if session is None:
             self.torn = Tail(0, size)
             return False
@@ -159,10 +174,10 @@ class SegmentFile:
         return True
 
     def _check(self, frame: Frame) -> Iterator[Whole | Damage]:
-        gap, self._gap = self._gap, None
         # Numbers only rise: what lies inside a damaged frame's samples cannot pass for a frame.
         if self.last_seq is not None and frame.seq <= self.last_seq:
             return
+        gap, self._gap = self._gap, None
         if self.last_seq is not None and frame.seq != self.last_seq + 1:
             start = gap.offset if gap else frame.offset
             yield self._damage(self.last_seq + 1, frame.seq - 1, start, frame.offset, "frames missing")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from trialstore._ondisk import layout
 from trialstore._ondisk.boot import boot_id
+from trialstore._ondisk.disk import Identity
 from trialstore._ondisk.entries import Opening, PoisonNote, encode
 from trialstore._ondisk.journal import HEADER_SIZE, encode_frame, encode_header, salt_of
 from trialstore._ondisk.witness import SLOT_SIZE, Witness
@@ -29,12 +30,15 @@ if TYPE_CHECKING:
 
 #: Another recorder would have to create this many segments between our look and our open.
 _NUMBERS_TRIED: Final = 1000
+_NOTHING: Final = Identity(-1, -1)
 
 
 class Segment:
     """One file of the journal, from its creation to its end or its poisoning."""
 
-    def __init__(self, disk: Disk, folder: Path, session: bytes, seq: int, previous: int) -> None:
+    def __init__(
+        self, disk: Disk, folder: Path, number: int, session: bytes, seq: int, previous: int
+    ) -> None:
         self._disk = disk
         self._salt = salt_of(session)
         self._session = session
@@ -43,11 +47,13 @@ class Segment:
         self._previous = previous
         self._offset = HEADER_SIZE
         self._statements = 0
-        self.path, self._fd = _create_next(disk, folder)
         self._witness_fd = -1
+        self._identity = self._witness_identity = _NOTHING
+        self.path, self._fd = _create_from(disk, folder, number)
         try:
             self._identity = disk.identity(self._fd)
             self._witness_fd = disk.create(layout.witness_path(self.path))
+            self._witness_identity = disk.identity(self._witness_fd)
             disk.write(self._witness_fd, [bytes(2 * SLOT_SIZE)])
             disk.write(self._fd, [encode_header(session)])
             disk.sync(self._fd)
@@ -83,7 +89,7 @@ class Segment:
             )
             pieces += framed
         # Somebody's stray close() may have given our number to another file: never write into that.
-        if self._disk.identity(self._fd) != self._identity:
+        if not all(self._disk.identity(fd) == identity for fd, identity in self._descriptors()):
             raise OSError(errno.EBADF, "the journal's descriptor is not ours any more", str(self.path))
         self._disk.write(self._fd, pieces)
         self._disk.sync(self._fd)
@@ -110,11 +116,15 @@ class Segment:
         with contextlib.suppress(OSError):
             self._disk.write_at(self._witness_fd, statement.encode(), statement.position)
 
+    def _descriptors(self) -> tuple[tuple[int, Identity], ...]:
+        return (self._fd, self._identity), (self._witness_fd, self._witness_identity)
+
     def close(self) -> None:
-        """Let go of the file, once."""
-        for fd in (self._fd, self._witness_fd):
-            if fd >= 0:
-                self._disk.close(fd)
+        """Let go of the file, once; a descriptor that became somebody else's is left to them."""
+        for fd, identity in self._descriptors():
+            with contextlib.suppress(OSError):
+                if fd >= 0 and self._disk.identity(fd) == identity:
+                    self._disk.close(fd)
         self._fd = self._witness_fd = -1
 
     def remove(self) -> None:
@@ -158,6 +168,7 @@ class JournalWriter:
         self._durable_seq = opening.after
         self._previous = previous
         self._segment: Segment | None = None
+        self._number = 0
         self._trials = opening.trials
         self._pid = os.getpid()
         self._failed: tuple[str, str] | None = None
@@ -218,7 +229,11 @@ class JournalWriter:
         """Create a segment and make its opening and `entries` durable in it, or leave nothing behind."""
         if folder is self._fallback:
             self._disk.make_folders(folder)
-        segment = Segment(self._disk, folder, self._session, self._durable_seq, self._previous)
+        # One numbering for both folders: readers take segments in the order of their numbers.
+        self._number = 1 + max(self._number, *map(_highest, (self._folder, self._fallback)))
+        segment = Segment(
+            self._disk, folder, self._number, self._session, self._durable_seq, self._previous
+        )
         head = [encode(replace(self._opening, after=self._durable_seq))]
         if self._failed is not None:
             head.append(encode(PoisonNote(*self._failed)))
@@ -254,10 +269,18 @@ class JournalWriter:
             self.close()
 
 
-def _create_next(disk: Disk, folder: Path) -> tuple[Path, int]:
-    """Create the segment after the highest number there is."""
-    numbers = (layout.segment_number(name) for name in os.listdir(folder))
-    first = max((number for number in numbers if number is not None), default=0) + 1
+def _highest(folder: Path | None) -> int:
+    """Highest number that a segment or witness in a folder has; 0 if none can be seen."""
+    try:
+        names = [] if folder is None else os.listdir(folder)
+    except OSError:
+        return 0
+    segments = (name.replace(f".{layout.WITNESS}", layout.SEGMENT_SUFFIX) for name in names)
+    return max((layout.segment_number(name) or 0 for name in segments), default=0)
+
+
+def _create_from(disk: Disk, folder: Path, first: int) -> tuple[Path, int]:
+    """Create the first segment from a number on that is not there yet."""
     for number in range(first, first + _NUMBERS_TRIED):
         path = folder / layout.segment_name(number)
         try:

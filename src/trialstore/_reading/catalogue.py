@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from trialstore._reading.frame import build_frame, joined
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import pandas as pd
 
-LEVELS = ("subject", "task", "number")
+    from trialstore._reading.frame import Cells
+
+LEVELS: Final = ("subject", "task", "number")
 
 
 def frame_from_times(times: Sequence[tuple[int, int, int, int | None]]) -> pd.DataFrame:
@@ -25,38 +29,17 @@ def frame_from_times(times: Sequence[tuple[int, int, int, int | None]]) -> pd.Da
     return pd.DataFrame(columns, index=index)
 
 
-def concatenate(frames: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
-    """Join the tables of tasks, indexed by subject, task and trial number.
+def concatenated(tables: Mapping[tuple[str, str], tuple[Cells, list[int]]]) -> pd.DataFrame:
+    """Put the tables of tasks below one another, indexed by subject, task and trial number.
 
-    A column that some task lacks becomes nullable first: pandas would turn its integers into floats.
+    Made from the recorded cells, not from DataFrames: pandas would turn integers beside floats, or
+    beside nothing, into floats.
     """
     import pandas as pd
 
-    filled = {key: frame for key, frame in frames.items() if len(frame)}
-    if not filled:
-        index = pd.MultiIndex.from_arrays([[], [], []], names=LEVELS)
-        return pd.DataFrame(index=index)
-    everywhere = set.intersection(*(set(frame.columns) for frame in filled.values()))
-    ready = {
-        key: frame.astype(
-            {
-                name: _nullable(str(frame[name].dtype))
-                for name in frame.columns
-                if name not in everywhere and _nullable(str(frame[name].dtype))
-            }
-        )
-        for key, frame in filled.items()
-    }
-    joined = pd.concat(ready)
-    joined.index = joined.index.set_names(LEVELS)
-    return joined
-
-
-def _nullable(dtype: str) -> str | None:
-    if dtype == "bool":
-        return "boolean"
-    if dtype.startswith("int"):
-        return dtype.replace("int", "Int")
-    if dtype.startswith("uint"):
-        return dtype.replace("uint", "UInt")
-    return None
+    rows = [(*key, number) for key, (_, numbers) in tables.items() for number in numbers]
+    filled = [(cells, len(numbers)) for cells, numbers in tables.values() if numbers]
+    frame = build_frame(joined(filled), len(rows))
+    levels = zip(*rows, strict=True) if rows else ([], [], [])
+    frame.index = pd.MultiIndex.from_arrays([list(level) for level in levels], names=LEVELS)
+    return frame

@@ -6,6 +6,7 @@ Which dtype a column gets is in `trialstore._reading.columns`.
 from __future__ import annotations
 
 import io
+import itertools
 from typing import TYPE_CHECKING
 
 from trialstore._errors import FormatError
@@ -20,13 +21,97 @@ if TYPE_CHECKING:
     from trialstore._ondisk.table import Columns, Runs
     from trialstore._ondisk.values import NamedCell
 
+    #: Name, run-length coded kinds and texts of each column.
+    Cells = list[tuple[str, Runs, Sequence[str]]]
+
 __all__ = [
     "build_frame",
+    "columns_from_csv",
+    "columns_from_rows",
     "decode_cell",
     "frame_from_csv",
     "frame_from_foreign_csv",
     "frame_from_rows",
+    "joined",
+    "rows_of",
+    "without",
 ]
+
+
+def columns_from_csv(data: bytes, columns: Columns) -> Cells:
+    """Return the columns of a published table, with what its manifest says of their kinds.
+
+    Raises
+    ------
+    FormatError
+        `data` is not a table of these columns.
+    """
+    names, texts = parse_columns(data)
+    if names != [name for name, _ in columns]:
+        raise FormatError(f"the table has the columns {names!r:.200}, its manifest names others")
+    return [(name, runs, cells) for (name, runs), cells in zip(columns, texts, strict=True)]
+
+
+def columns_from_rows(rows: Sequence[Sequence[NamedCell]]) -> Cells:
+    """Return the columns of the table that rows, as the journal holds them, become.
+
+    Raises
+    ------
+    FormatError
+        A row names a column twice.
+    """
+    table = Table()
+    texts: dict[str, list[str]] = {}
+    for number, row in enumerate(rows):
+        table.add(row)
+        for name, _, text in row:
+            column = texts.setdefault(name, [])
+            column.extend([""] * (number - len(column)))
+            column.append(text)
+    for column in texts.values():
+        column.extend([""] * (len(rows) - len(column)))
+    return [(name, runs, texts[name]) for name, runs in table.kinds()]
+
+
+def joined(tables: Sequence[tuple[Cells, int]]) -> Cells:
+    """Put tables, of so many rows each, below one another; a column that one lacks is missing."""
+    known = [({name: (runs, texts) for name, runs, texts in cells}, rows) for cells, rows in tables]
+    result: Cells = []
+    for name in dict.fromkeys(name for cells, _ in tables for name, _, _ in cells):
+        all_runs: Runs = []
+        all_texts: list[str] = []
+        for columns, rows in known:
+            runs, texts = columns.get(name, ([("missing", rows)] if rows else [], [""] * rows))
+            all_runs += runs
+            all_texts += texts
+        result.append((name, all_runs, all_texts))
+    return result
+
+
+def without(columns: Cells, rows: Sequence[int]) -> Cells:
+    """Leave out some rows, given by number."""
+    unwanted = set(rows)
+    result: Cells = []
+    for name, runs, texts in columns:
+        kinds = [kind for kind, count in runs for _ in range(count)]
+        kept = [row for row in range(len(texts)) if row not in unwanted]
+        groups = itertools.groupby(kinds[row] for row in kept)
+        new_runs = [(kind, sum(1 for _ in run)) for kind, run in groups]
+        result.append((name, new_runs, [texts[row] for row in kept]))
+    return result
+
+
+def rows_of(columns: Cells, rows: int) -> list[list[NamedCell]]:
+    """Return name, kind and text of the cells of each row, missing ones left out."""
+    found: list[list[NamedCell]] = [[] for _ in range(rows)]
+    for name, runs, texts in columns:
+        start = 0
+        for kind, count in runs:
+            if kind != "missing":
+                for row in range(start, start + count):
+                    found[row].append((name, kind, texts[row]))
+            start += count
+    return found
 
 
 def frame_from_csv(data: bytes, columns: Columns, rows: int) -> pd.DataFrame:
@@ -46,11 +131,7 @@ def frame_from_csv(data: bytes, columns: Columns, rows: int) -> pd.DataFrame:
     FormatError
         `data` is not a table of these columns and rows, or a cell is not of its kind.
     """
-    names, texts = parse_columns(data)
-    if names != [name for name, _ in columns]:
-        raise FormatError(f"the table has the columns {names!r:.200}, its manifest names others")
-    described = zip(columns, texts, strict=True)
-    return build_frame([(name, runs, cells) for (name, runs), cells in described], rows)
+    return build_frame(columns_from_csv(data, columns), rows)
 
 
 def frame_from_rows(rows: Sequence[Sequence[NamedCell]]) -> pd.DataFrame:
@@ -66,17 +147,7 @@ def frame_from_rows(rows: Sequence[Sequence[NamedCell]]) -> pd.DataFrame:
     FormatError
         A row names a column twice, or a cell is not of its kind.
     """
-    table = Table()
-    texts: dict[str, list[str]] = {}
-    for number, row in enumerate(rows):
-        table.add(row)
-        for name, _, text in row:
-            column = texts.setdefault(name, [])
-            column.extend([""] * (number - len(column)))
-            column.append(text)
-    for column in texts.values():
-        column.extend([""] * (len(rows) - len(column)))
-    return build_frame([(name, runs, texts[name]) for name, runs in table.kinds()], len(rows))
+    return build_frame(columns_from_rows(rows), len(rows))
 
 
 def frame_from_foreign_csv(data: bytes, name: str) -> pd.DataFrame:

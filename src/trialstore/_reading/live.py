@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
+from trialstore._errors import DamagedData
 from trialstore._ondisk import chunks, layout, recovery
 from trialstore._ondisk.lock import holder
 from trialstore._ondisk.replay import Replay
+from trialstore._reading.frame import columns_from_rows, joined
 from trialstore._reading.source import (
     ArraySummary,
     PublishedSource,
     Times,
     Window,
-    numbered,
+    attrs_of,
+    frame_of,
     summary,
 )
 from trialstore.design import ArrayInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
 
     from trialstore._ondisk.losses import Loss
     from trialstore._ondisk.replay import JournalTrial
+    from trialstore._reading.frame import Cells
 
 
 class JournalSource:
     """Follows a journal.
 
-    Guarantee: while a recorder has the task, exactly its durable trials are shown; afterwards every trial
-    that is whole.
+    Guarantee: while a recorder has the task, exactly its durable trials are shown; afterwards every
+    trial that is whole.
 
     Parameters
     ----------
@@ -63,7 +69,7 @@ class JournalSource:
 
     def poll(self) -> None:
         """Look what has come since; raises as the constructor does."""
-        # The lock first: a recorder that ends between the two looks is then seen as still recording.
+        # The lock first: a recorder that ends between the two looks still counts as recording.
         owner = holder(self._lock)
         self.is_recording = owner is not None and owner.role == "recorder"
         self._replay.poll()
@@ -97,15 +103,28 @@ class JournalSource:
             found = [trial for trial in found if trial.seq <= durable]
         return found
 
-    def frame(self) -> pd.DataFrame:
-        from trialstore._reading.frame import frame_from_rows
+    def file_record(self, name: str) -> dict[str, int] | None:
+        """Know nothing: the manifest tells only of what is published."""
+        del name
+        return None
 
-        rows = [] if self._base is None else self._base.rows()
-        numbers = [] if self._base is None else self._base.trial_numbers()
-        for trial in self._trials():
-            rows.append(trial.commit.row)
-            numbers.append(trial.index)
-        return numbered(frame_from_rows(rows), numbers)
+    def columns(self) -> Cells:
+        rows = [trial.commit.row for trial in self._trials()]
+        columns = columns_from_rows(rows)
+        if self._base is None:
+            return columns
+        return joined(
+            [(self._base.columns(), len(self._base.trial_numbers())), (columns, len(rows))]
+        )
+
+    def attrs(self, trials: Sequence[int]) -> list[dict[str, Any]]:
+        published = [trial for trial in trials if trial < self._base_trials]
+        found = self._base.attrs(published) if self._base is not None and published else []
+        fresh = [trial for trial in trials if trial >= self._base_trials]
+        return found + [attrs_of(self._replay.trials[trial].commit.row) for trial in fresh]
+
+    def frame(self) -> pd.DataFrame:
+        return frame_of(self.columns(), self.trial_numbers())
 
     def times(self) -> list[Times]:
         base = [] if self._base is None else self._base.times()
@@ -117,25 +136,34 @@ class JournalSource:
         return base + [trial.index for trial in self._trials()]
 
     def array_names(self) -> list[str]:
-        names = {} if self._base is None else dict.fromkeys(self._base.array_names())
+        first: dict[str, int] = {}
+        if self._base is not None:
+            for name in self._base.array_names():
+                first[name] = min(self._base.info(name).shapes)
         for trial in self._trials():
-            names.update(dict.fromkeys(trial.commit.arrays))
-        return list(names)
+            for name in trial.commit.arrays:
+                first.setdefault(name, trial.index)
+        # As the manifest will have them: by trial, within one the declared ones before the others.
+        declared = list(self._declared())
+        places = {name: place for place, name in enumerate(declared)}
+        return sorted(first, key=lambda name: (first[name], places.get(name, len(declared))))
 
     def info(self, name: str) -> ArraySummary:
         shapes: dict[int, tuple[int, ...]] = {}
-        dtypes = []
-        stack_axis = 1
+        dtypes: list[np.dtype[Any] | None] = []
+        info = self._declared().get(name, ArrayInfo())
+        stack_axis = info.stack_axis
         if self._base is not None and name in self._base.array_names():
             known = self._base.info(name)
             shapes.update(known.shapes)
-            dtypes += [known.dtype] if known.dtype is not None else []
+            dtypes.append(known.dtype)
+            stack_axis = known.stack_axis
         for trial in self._trials():
             if name in trial.commit.arrays:
-                shape, dtype, stack_axis = self._replay.layout_of(trial, name)
-                shapes[trial.index] = shape
-                dtypes.append(dtype)
-        return summary(self._declared().get(name, ArrayInfo()), dtypes, shapes, stack_axis)
+                with contextlib.suppress(DamagedData):  # reading it raises; `losses` names it
+                    shapes[trial.index], dtype, stack_axis = self._replay.layout_of(trial, name)
+                    dtypes.append(dtype)
+        return summary(info, dtypes, shapes, stack_axis)
 
     def has(self, name: str, trial: int) -> bool:
         if trial < self._base_trials:
@@ -147,10 +175,11 @@ class JournalSource:
         if trial < self._base_trials and self._base is not None:
             return self._base.read(name, trial, window, verify=verify)
         found = self._replay.trials[trial]
-        if window is not None:
+        shape, _, stack_axis = self._replay.layout_of(found, name)
+        if window is not None and shape:  # a scalar has no samples to choose from
             return self._replay.window(found, name, *window)
         pieces = [chunk.data for chunk in self._replay.chunks(found, name)]
-        return chunks.join(pieces, self._replay.layout_of(found, name)[2])
+        return chunks.join(pieces, stack_axis)
 
     def each(self, name: str, *, verify: bool) -> Iterator[NDArray[Any] | None]:
         if self._base is not None:

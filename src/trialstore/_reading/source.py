@@ -1,6 +1,6 @@
 """Where a task's trials come from: published files, the journal, or another program's files.
 
-Three classes with the same methods; `TaskReader` asks for the right one each time it is asked something.
+Three classes with the same methods; `CurrentSource` chooses the right one at each question.
 """
 
 from __future__ import annotations
@@ -9,26 +9,38 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from trialstore._errors import DamagedData, FormatError, StorageError
 from trialstore._ondisk import chunks, layout
 from trialstore._ondisk.disk import read_file
-from trialstore._ondisk.table import check_columns, parse_csv, parse_timing
+from trialstore._ondisk.table import check_columns, parse_timing
+from trialstore._ondisk.values import encode_attrs
+from trialstore._reading.frame import (
+    build_frame,
+    columns_from_csv,
+    columns_from_rows,
+    decode_cell,
+    frame_from_foreign_csv,
+    rows_of,
+    without,
+)
+from trialstore._reading.hdf5 import ArrayFile
 from trialstore.design import ArrayInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
 
     from trialstore._ondisk.losses import Loss
     from trialstore._ondisk.manifest import Manifest, StoredArray
-    from trialstore._reading.hdf5 import ArrayFile
+    from trialstore._ondisk.values import NamedCell
+    from trialstore._reading.frame import Cells
 
 Window = tuple[int, int]
+#: Number, acceptance (unix, monotonic) and first chunk (unix) of a trial, times in nanoseconds.
 Times = tuple[int, int, int, int | None]
 
 
@@ -64,17 +76,22 @@ class ArraySummary:
 
 
 def summary(
-    info: ArrayInfo, dtypes: list[np.dtype[Any]], shapes: dict[int, tuple[int, ...]], stack_axis: int
+    info: ArrayInfo,
+    dtypes: Sequence[np.dtype[Any] | None],
+    shapes: dict[int, tuple[int, ...]],
+    stack_axis: int,
 ) -> ArraySummary:
-    """Put a declaration and what was found together."""
-    dtype = dtypes[0] if dtypes and all(found == dtypes[0] for found in dtypes) else None
+    """Put a declaration and what was found together; a dtype of None stands for several."""
+    first = dtypes[0] if dtypes else None
+    same = all(found is not None and found == first for found in dtypes)
     return ArraySummary(
-        dtype, shapes, info.rate, info.unit, info.channels, info.dims, stack_axis
+        first if same else None, shapes, info.rate, info.unit, info.channels, info.dims, stack_axis
     )
 
 
-def numbered(frame: pd.DataFrame, numbers: list[int]) -> pd.DataFrame:
-    """Give each row its trial's number; a frame without gaps keeps its plain index."""
+def frame_of(columns: Cells, numbers: list[int]) -> pd.DataFrame:
+    """Make the DataFrame of these trials; one without gaps keeps a plain index."""
+    frame = build_frame(columns, len(numbers))
     if numbers != list(range(len(numbers))):
         import pandas as pd
 
@@ -82,15 +99,42 @@ def numbered(frame: pd.DataFrame, numbers: list[int]) -> pd.DataFrame:
     return frame
 
 
+def attrs_of(row: Sequence[NamedCell]) -> dict[str, Any]:
+    """Return the attributes of one trial as they were recorded, without those that are missing."""
+    return {name: decode_cell(kind, text) for name, kind, text in row if kind != "missing"}
+
+
 class Source(Protocol):
     """One place that trials come from."""
+
+    @property
+    def status(self) -> str:
+        """``recording``, ``complete``, ``interrupted`` or ``foreign``."""
+        ...
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the experimenter said of the task."""
+        ...
+
+    def file_record(self, name: str) -> dict[str, int] | None:
+        """Size and CRC-32 that a file must have, or None if nothing is known of it."""
+        ...
+
+    def columns(self) -> Cells:
+        """Return the columns of the trials in `trial_numbers`, not yet decoded."""
+        ...
+
+    def attrs(self, trials: Sequence[int]) -> list[dict[str, Any]]:
+        """Return the attributes of some trials, without those that are missing."""
+        ...
 
     def frame(self) -> pd.DataFrame:
         """Return one row per trial, indexed by trial number."""
         ...
 
     def times(self) -> list[Times]:
-        """Return trial number, acceptance (unix, monotonic) and first chunk (unix), in nanoseconds."""
+        """Return number, acceptance (unix, monotonic) and first chunk (unix) in nanoseconds."""
         ...
 
     def trial_numbers(self) -> list[int]:
@@ -142,34 +186,32 @@ class PublishedSource:
         self._manifest = manifest
         self._tables = folder if tables is None else tables
 
+    @property
+    def status(self) -> str:
+        return self._manifest.status
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return dict(self._manifest.metadata)
+
+    def file_record(self, name: str) -> dict[str, int] | None:
+        return self._manifest.files.get(name)
+
+    def columns(self) -> Cells:
+        described = check_columns(self._manifest.columns, self._manifest.trials)
+        columns = columns_from_csv(self._checked_file(layout.TRIALS), described)
+        return without(columns, self._manifest.lost) if self._manifest.lost else columns
+
+    def attrs(self, trials: Sequence[int]) -> list[dict[str, Any]]:
+        numbers = self.trial_numbers()
+        rows = dict(zip(numbers, rows_of(self.columns(), len(numbers)), strict=True))
+        return [attrs_of(rows[trial]) for trial in trials]
+
     def frame(self) -> pd.DataFrame:
-        from trialstore._reading.frame import frame_from_csv
-
-        columns = check_columns(self._manifest.columns, self._manifest.trials)
-        data = self._checked_file(layout.TRIALS)
-        frame = frame_from_csv(data, columns, self._manifest.trials)
-        return frame.drop(index=self._manifest.lost) if self._manifest.lost else frame
-
-    def rows(self) -> list[Sequence[tuple[str, str, str]]]:
-        """Return each row as name, kind and text of its cells, without lost ones and missing cells."""
-        columns = check_columns(self._manifest.columns, self._manifest.trials)
-        _, texts = parse_csv(self._checked_file(layout.TRIALS))
-        kinds = [
-            (name, [kind for kind, count in runs for _ in range(count)]) for name, runs in columns
-        ]
-        return [
-            [
-                (name, column[trial], text)
-                for (name, column), text in zip(kinds, texts[trial], strict=True)
-                if column[trial] != "missing"
-            ]
-            if columns
-            else []
-            for trial in self.trial_numbers()
-        ]
+        return frame_of(self.columns(), self.trial_numbers())
 
     def times(self) -> list[Times]:
-        return [tuple(row) for row in parse_timing(self._checked_file(layout.TIMING))]
+        return list(parse_timing(self._checked_file(layout.TIMING)))
 
     def _checked_file(self, name: str) -> bytes:
         path = self._tables / name
@@ -191,7 +233,9 @@ class PublishedSource:
         return [trial for trial in range(self._manifest.trials) if trial not in lost]
 
     def array_names(self) -> list[str]:
-        return [name for name, record in self._manifest.arrays.items() if record.trials]
+        arrays = self._manifest.arrays
+        first = {name: min(record.trials) for name, record in arrays.items() if record.trials}
+        return sorted(first, key=lambda name: first[name])
 
     def info(self, name: str) -> ArraySummary:
         record = self._manifest.arrays[name]
@@ -222,23 +266,26 @@ class PublishedSource:
         return list(self._manifest.losses)
 
     def require_whole(self, name: str, trial: int) -> None:
-        """Raise DamagedData for an array that was lost.
+        """Make sure that an array that was lost does not look like one that never was.
 
-        An array that was lost before it could be published must not look like one that never was.
+        Raises
+        ------
+        DamagedData
+            If the array was lost before it could be published.
         """
         if self.has(name, trial):
             return
         for loss in self._manifest.losses:
             if trial in loss.trials and loss.kind != "refused" and repr(name) in loss.what:
                 path = self._folder / loss.file
-                raise DamagedData(f"array {name!r} of trial {trial}: {loss.evidence}", path, (trial,))
+                raise DamagedData(
+                    f"array {name!r} of trial {trial}: {loss.evidence}", path, (trial,)
+                )
 
     def _stored(self, name: str, trial: int) -> StoredArray:
         return self._manifest.arrays[name].trials[trial]
 
     def _open(self, name: str) -> ArrayFile:
-        from trialstore._reading.hdf5 import ArrayFile
-
         path = layout.array_path(self._folder, name)
         try:
             return ArrayFile(path)
@@ -257,14 +304,14 @@ class PublishedSource:
         verify: bool,
     ) -> NDArray[Any]:
         path = layout.array_path(self._folder, name)
-        axis = chunks.samples_axis(len(stored.shape), self._manifest.arrays[name].stack_axis)
-        first, last = 0, stored.shape[axis] if stored.shape else 1
+        axis, size = stored.axis, stored.shape[stored.axis] if stored.shape else 1
+        first, last = 0, size
         selection: tuple[slice, ...] | None = None
         if window is not None and stored.shape:
             # Whole blocks, because a block is what has a checksum.
-            first = min(window[0], last) // stored.block * stored.block
-            last = min(-(-min(window[1], last) // stored.block) * stored.block, last)
-            selection = chunks.along(axis, first, max(0, last - first))
+            first = min(window[0], size) // stored.block * stored.block
+            last = max(first, min(-(-window[1] // stored.block) * stored.block, size))
+            selection = chunks.along(axis, first, last - first)
         try:
             array = file.read(str(stored.trial), selection=selection)
         except FormatError as error:
@@ -274,48 +321,65 @@ class PublishedSource:
         except DamagedData as error:
             raise DamagedData(str(error), path, (stored.trial,)) from error
         if verify:
-            self._verify(array, stored, axis, first // stored.block, path, whole=window is None)
+            self._verify(array, stored, (first, last), path)
         if window is None or not stored.shape:
             return array
         return array[chunks.along(axis, window[0] - first, max(0, window[1] - window[0]))]
 
-    def _verify(
-        self,
-        array: NDArray[Any],
-        stored: StoredArray,
-        axis: int,
-        first_block: int,
-        path: Path,
-        *,
-        whole: bool,
-    ) -> None:
-        fits = not whole or array.shape == stored.shape
-        for number, block in enumerate(chunks.blocks(array, axis, stored.block), first_block):
-            fits = fits and number < len(stored.blocks)
-            fits = fits and chunks.crc_of(block) == stored.blocks[number]
+    def _verify(self, array: NDArray[Any], stored: StoredArray, span: Window, path: Path) -> None:
+        """Raise unless `array` is what was published as these samples of a trial, whole blocks."""
+        axis, first = stored.axis, span[0] // stored.block
+        shape = stored.shape and (
+            *stored.shape[:axis], span[1] - span[0], *stored.shape[axis + 1 :]
+        )  # fmt: skip
+        fits = array.shape == shape and array.dtype == chunks.dtype_from_json(stored.dtype)
+        if fits:
+            found = tuple(map(chunks.crc_of, chunks.blocks(array, axis, stored.block)))
+            fits = found == stored.blocks[first : first + len(found)]
         if not fits:
             raise DamagedData(
-                f"{str(path)!r}: the samples of trial {stored.trial} do not fit their checksum: the "
-                "file was changed or damaged after publication; verify=False reads it all the same",
+                f"{str(path)!r}: the samples of trial {stored.trial} do not fit their checksum: "
+                "the file was changed or damaged after publication; verify=False reads it all "
+                "the same",
                 path,
                 (stored.trial,),
             )
 
 
 class ForeignSource:
-    """Reads a task without our manifest, such as AxoPy's: as it is, with nothing to check against."""
+    """Reads a task without our manifest, such as AxoPy's, with nothing to check against."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def frame(self) -> pd.DataFrame:
-        from trialstore._reading.frame import frame_from_foreign_csv
+    @property
+    def status(self) -> str:
+        return "foreign"
 
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return {}
+
+    def file_record(self, name: str) -> dict[str, int] | None:
+        del name
+        return None
+
+    def columns(self) -> Cells:
+        frame = self.frame()
+        return [_cells(str(name), frame.iloc[:, at]) for at, name in enumerate(frame.columns)]
+
+    def attrs(self, trials: Sequence[int]) -> list[dict[str, Any]]:
+        rows = rows_of(self.columns(), len(self.trial_numbers()))
+        return [attrs_of(rows[trial]) for trial in trials]
+
+    def frame(self) -> pd.DataFrame:
         path = self._folder / layout.TRIALS
         try:
             data = read_file(path)
         except FileNotFoundError as error:
-            raise FormatError(f"task folder {str(self._folder)!r} has no {layout.TRIALS}") from error
+            raise FormatError(
+                f"task folder {str(self._folder)!r} has no {layout.TRIALS}"
+            ) from error
         except OSError as error:
             raise DamagedData(f"{str(path)!r} cannot be read: {error}", path) from error
         return frame_from_foreign_csv(data, str(path))
@@ -331,7 +395,8 @@ class ForeignSource:
 
     def info(self, name: str) -> ArraySummary:
         with self._open(name) as file:
-            trials = sorted(int(key) for key in file.names() if key.isascii() and key.isdigit())
+            keys = {key for key in file.names() if key.isascii() and key.isdigit()}
+            trials = sorted(int(key) for key in keys if str(int(key)) == key)
             shapes = {trial: file.shape(str(trial)) for trial in trials}
             dtypes = [file.dtype(str(trial)) for trial in trials]
         return summary(ArrayInfo(), dtypes, shapes, 1)
@@ -362,6 +427,15 @@ class ForeignSource:
         return []
 
     def _open(self, name: str) -> ArrayFile:
-        from trialstore._reading.hdf5 import ArrayFile
-
         return ArrayFile(layout.array_path(self._folder, name))
+
+
+def _cells(name: str, series: pd.Series[Any]) -> tuple[str, list[tuple[str, int]], list[str]]:
+    """Encode a column that pandas has made; NaN among texts is how it says that there is none."""
+    if not len(series):
+        return name, [], []
+    missing = series.isna().tolist() if series.dtype.kind not in "fc" else [False] * len(series)
+    values = [None if none else value for value, none in zip(series, missing, strict=True)]
+    rows = [[("", *encode_attrs({"value": value})[0][1:])] for value in values]
+    ((_, runs, texts),) = columns_from_rows(rows)
+    return name, runs, list(texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 from trialstore._errors import StorageError, TaskNotFound
 from trialstore._ondisk import layout
 from trialstore._ondisk.archive import storage_to_zip
+from trialstore._reading.catalogue import concatenated
+from trialstore._reading.current import CurrentSource
 from trialstore._reading.task import TaskReader
 
 if TYPE_CHECKING:
@@ -55,11 +58,9 @@ class StorageReader:
         Raises
         ------
         StorageError
-            If the root is a file.
+            If the root is not a folder, or may not be listed.
         """
-        if self.root.exists() and not self.root.is_dir():
-            raise StorageError(f"root {str(self.root)!r} is not a folder")
-        return layout.list_folders(self.root)
+        return _folders(self.root)
 
     @property
     def subject_id(self) -> str | None:
@@ -78,10 +79,16 @@ class StorageReader:
 
     @property
     def task_ids(self) -> list[str]:
-        """Names of the current subject's tasks, in alphabetical order; none without a subject."""
+        """Names of the current subject's tasks, in alphabetical order; none before its first.
+
+        Raises
+        ------
+        StorageError
+            If the subject's folder may not be listed.
+        """
         if self._subject_id is None:
             return []
-        return layout.list_folders(self.root / self._subject_id)
+        return _folders(_spelled(self.root, self._subject_id))
 
     def require_task(self, task_id: str) -> TaskReader:
         """Return a reader of one task of the current subject.
@@ -96,10 +103,11 @@ class StorageReader:
         name = layout.check_name(task_id, "task")
         if self._subject_id is None:
             raise TaskNotFound("no subject is set: give storage.subject_id a name first")
-        folder = self.root / self._subject_id / name
+        folder = _spelled(_spelled(self.root, self._subject_id), name)
         if not folder.is_dir():
             raise TaskNotFound(
-                f"subject {self._subject_id!r} has not started {name!r} yet: use create_task to create it"
+                f"subject {self._subject_id!r} has not started {name!r} yet: "
+                "use create_task to create it"
             )
         return TaskReader(folder)
 
@@ -114,16 +122,17 @@ class StorageReader:
             Indexed by ``(subject, task, number)``; columns are the attributes of all tasks, missing
             where a task has no such attribute, with the dtypes as recorded.
         """
-        from trialstore._reading.catalogue import concatenate
-
-        frames = {}
+        tables = {}
         for subject in self.subject_ids:
-            for task in layout.list_folders(self.root / subject):
+            for task in _folders(self.root / subject):
+                current = CurrentSource(self.root / subject / task)
                 try:
-                    frames[subject, task] = TaskReader(self.root / subject / task).trials
+                    tables[subject, task] = current.ask(
+                        lambda source: (source.columns(), source.trial_numbers())
+                    )
                 except StorageError as error:
                     warnings.warn(f"left out of the catalogue: {error}", stacklevel=2)
-        return concatenate(frames)
+        return concatenated(tables)
 
     def to_zip(self, outfile: StrPath | None = None) -> str:
         """Archive the whole root; see `storage_to_zip`.
@@ -134,3 +143,27 @@ class StorageReader:
             If the root is no folder or the archive cannot be written.
         """
         return storage_to_zip(self.root, outfile)
+
+
+def _folders(path: Path) -> list[str]:
+    """Names of the folders in `path`, sorted; none if it does not exist (yet)."""
+    try:
+        return layout.list_folders(path)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StorageError(f"{str(path)!r} cannot be listed: {error}") from error
+
+
+def _spelled(parent: Path, name: str) -> Path:
+    """Path of a folder whose name is in NFC here, and may be in another normal form on disk.
+
+    macOS used to write names in NFD, and copies of such folders keep that.
+    """
+    path = parent / name
+    if name.isascii() or path.is_dir():
+        return path
+    for found in _folders(parent):
+        if unicodedata.normalize("NFC", found) == name:
+            return parent / found
+    return path

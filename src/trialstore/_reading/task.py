@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import operator
 import os
 import time
 import zlib
@@ -10,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from trialstore._errors import DamagedData, InvalidName, InvalidTrial, StorageError, TaskNotFound
-from trialstore._ondisk import layout, manifest, pickles
+from trialstore._errors import DamagedData, InvalidName, InvalidTrial, TaskNotFound
+from trialstore._ondisk import layout, pickles
 from trialstore._ondisk.disk import read_file
-from trialstore._reading.live import JournalSource
-from trialstore._reading.source import ForeignSource, PublishedSource
+from trialstore._reading.catalogue import frame_from_times
+from trialstore._reading.current import CurrentSource
+from trialstore._reading.source import PublishedSource
 from trialstore.design import Array, Trial
 
 if TYPE_CHECKING:
@@ -24,20 +28,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trialstore._ondisk.losses import Loss
-    from trialstore._ondisk.manifest import Manifest
     from trialstore._reading.source import ArraySummary, Source
 
 #: How often `follow` looks; a person sees no difference to at once, and the recorder none to never.
 _FOLLOW_EVERY: Final = 0.05
-#: A task may be published, or resumed, between two looks at it; not over and over.
-_LOOKS: Final = 10
 
 
 class TaskReader:
     """Reads one task: published, being recorded, interrupted, or AxoPy's.
 
-    Guarantee: what is returned was recorded; data that does not fit its checksum raises `DamagedData`.
-    Reading writes nothing and never disturbs a recorder.
+    Guarantee: what is returned was recorded; data that does not fit its checksum raises
+    `DamagedData`. Reading writes nothing and never disturbs a recorder.
 
     Parameters
     ----------
@@ -61,42 +62,35 @@ class TaskReader:
         self.root = Path(os.fspath(root))
         if not self.root.is_dir():
             raise TaskNotFound(f"{str(self.root)!r} is not the folder of a task")
-        self._stamp: tuple[int, int, int] | None = None
-        self._manifest: Manifest | None = None
-        self._source: Source | None = None
+        self._current = CurrentSource(self.root)
 
     def __repr__(self) -> str:
         return f"TaskReader({str(self.root)!r})"
 
     @property
     def status(self) -> str:
-        """``recording``, ``complete``, ``interrupted``, or ``foreign`` (a task without our manifest).
+        """``recording``, ``complete``, ``interrupted``; ``foreign`` without a manifest of ours.
 
         Raises
         ------
         FormatError, DamagedData
             If the manifest or the journal cannot be understood.
         """
-        source = self._current()
-        if isinstance(source, JournalSource):
-            return source.status
-        if self._manifest is None:
-            return "foreign"
-        return self._manifest.status
+        return self._current.get().status
 
     @property
     def trials(self) -> pd.DataFrame:
         """One row per trial, indexed by trial number, dtypes as recorded.
 
-        Strings stay strings (``"007"``), bools with gaps are ``boolean``, integers with gaps ``Int64``.
-        A row that is damaged is left out and named by `losses`.
+        Strings stay strings (``"007"``), bools with gaps are ``boolean``, integers with gaps
+        ``Int64``. A row that is damaged is left out and named by `losses`.
 
         Raises
         ------
         FormatError, DamagedData
             If the table cannot be understood, or was changed after publication.
         """
-        return self._current().frame()
+        return self._current.ask(lambda source: source.frame())
 
     @property
     def timing(self) -> pd.DataFrame:
@@ -107,23 +101,23 @@ class TaskReader:
         pandas.DataFrame
             Indexed by trial number; ``unix_ns``, ``monotonic_ns`` (int64) and ``first_unix_ns``
             (Int64), in nanoseconds. Empty for a foreign task.
-        """
-        from trialstore._reading.catalogue import frame_from_times
 
-        return frame_from_times(self._current().times())
+        Raises
+        ------
+        FormatError, DamagedData
+            If the table cannot be understood, or was changed after publication.
+        """
+        return frame_from_times(self._current.ask(lambda source: source.times()))
 
     @property
     def array_names(self) -> list[str]:
         """Names of the arrays that some trial has, in order of first appearance."""
-        return self._current().array_names()
+        return self._current.get().array_names()
 
     @property
     def metadata(self) -> dict[str, Any]:
         """What was given to ``create_task(metadata=...)``."""
-        source = self._current()
-        if self._manifest is not None:
-            return dict(self._manifest.metadata)
-        return source.metadata if isinstance(source, JournalSource) else {}
+        return self._current.get().metadata
 
     @property
     def losses(self) -> tuple[Loss, ...]:
@@ -131,7 +125,7 @@ class TaskReader:
 
         On an interrupted task that is not published yet this reads and checks every sample.
         """
-        return tuple(self._current().losses())
+        return tuple(self._current.get().losses())
 
     def info(self, name: str) -> ArraySummary:
         """Describe one array: dtype, shapes, rate, unit, channels, dims.
@@ -214,15 +208,15 @@ class TaskReader:
             If it is cut short or was changed after publication.
         """
         path = layout.pickle_path(self.root, layout.check_name(name, "pickle"))
-        self._current()
+        said = self._current.get().file_record(path.name)
         try:
             data = read_file(path)
         except FileNotFoundError as error:
+            if said is not None:
+                raise DamagedData(f"{str(path)!r} was published and is gone", path) from error
             raise InvalidName(f"task {self.root.name!r} has no pickle {name!r}") from error
         except OSError as error:
             raise DamagedData(f"{str(path)!r} cannot be read: {error}", path) from error
-        final = self._manifest is not None and self._manifest.status != "recording"
-        said = self._manifest.files.get(path.name) if self._manifest is not None and final else None
         if said is not None and (said["size"] != len(data) or said["crc32"] != zlib.crc32(data)):
             raise DamagedData(f"{str(path)!r} was changed or damaged after publication", path)
         return pickles.loads(data, trusted=trusted, path=path)
@@ -230,8 +224,8 @@ class TaskReader:
     def follow(self) -> Iterator[Trial]:
         """Yield each trial as it becomes durable, from the first on; end when the task is closed.
 
-        Blocks between trials; run it in a thread or process of its own. It also ends when the recorder
-        is gone. A trial's arrays are loaded with it.
+        Blocks between trials; run it in a thread or process of its own. It also ends when the
+        recorder is gone. A trial's arrays are loaded with it; missing attributes are left out.
 
         Raises
         ------
@@ -241,64 +235,18 @@ class TaskReader:
         seen = 0
         while True:
             is_over = self.status != "recording"
-            source = self._current()
-            numbers = source.trial_numbers()
-            if len(numbers) > seen:
-                rows = source.frame()
-                names = source.array_names()
-                for number in numbers[seen:]:
-                    yield _trial(source, names, number, rows)
-                seen = len(numbers)
-            elif is_over:
+            source, numbers, attrs = self._current.ask(functools.partial(_news, seen))
+            names = source.array_names()
+            for number, values in zip(numbers, attrs, strict=True):
+                yield _trial(source, names, number, values)
+            seen += len(numbers)
+            if is_over and not numbers:
                 return
-            else:
+            if not numbers:
                 time.sleep(_FOLLOW_EVERY)
 
-    # -- which source -------------------------------------------------------------------------------
-
-    def _current(self) -> Source:
-        """The source that holds the truth now: a task may be published or resumed at any moment."""
-        for _ in range(_LOOKS):
-            stamp = self._look()
-            if stamp != self._stamp or self._source is None:
-                self._forget()
-                self._manifest = manifest.read(self.root)
-                self._stamp = stamp
-            try:
-                return self._choose()
-            except FileNotFoundError:
-                # The journal has just been published and taken away: the manifest says so now.
-                self._forget()
-        raise StorageError(f"task {str(self.root)!r} keeps changing: try again")
-
-    def _choose(self) -> Source:
-        final = self._manifest is not None and self._manifest.status != "recording"
-        if isinstance(self._source, JournalSource):
-            self._source.poll()
-        elif self._source is None:
-            if final and self._manifest is not None:
-                self._source = PublishedSource(self.root, self._manifest)
-            elif self._manifest is None and not (self.root / layout.JOURNAL).is_dir():
-                self._source = ForeignSource(self.root)
-            else:
-                self._source = JournalSource(self.root)
-        return self._source
-
-    def _look(self) -> tuple[int, int, int] | None:
-        try:
-            status = os.stat(self.root / layout.MANIFEST)
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_size, status.st_ino
-
-    def _forget(self) -> None:
-        if isinstance(self._source, JournalSource):
-            self._source.close()
-        self._source = None
-        self._stamp = None
-
     def _having(self, name: str) -> Source:
-        source = self._current()
+        source = self._current.get()
         names = source.array_names()
         if name not in names:
             raise InvalidName(f"task {self.root.name!r} has no array {name!r}; it has {names}")
@@ -314,7 +262,9 @@ class TaskReader:
                         self.root / loss.file,
                         (trial,),
                     )
-            raise InvalidTrial(f"task {self.root.name!r} has no trial {trial!r}: it has {len(numbers)}")
+            raise InvalidTrial(
+                f"task {self.root.name!r} has no trial {trial!r}: it has {len(numbers)}"
+            )
         if not source.has(name, trial):
             if isinstance(source, PublishedSource):
                 source.require_whole(name, trial)
@@ -324,10 +274,11 @@ class TaskReader:
 def _checked_window(window: tuple[int, int] | None) -> tuple[int, int] | None:
     if window is None:
         return None
-    match window:
-        case (first, last) if 0 <= int(first) <= int(last):
-            return int(first), int(last)
-    raise InvalidTrial(f"window must be (first, end) with 0 <= first <= end, not {window!r}")
+    with contextlib.suppress(TypeError, ValueError):  # not two things, or not integers
+        first, end = map(operator.index, window)
+        if 0 <= first <= end:
+            return first, end
+    raise InvalidTrial(f"window must be (first, end) with 0 <= first <= end, not {window!r:.80}")
 
 
 def _stacked(name: str, source: Source, *, verify: bool) -> NDArray[Any]:
@@ -341,17 +292,29 @@ def _stacked(name: str, source: Source, *, verify: bool) -> NDArray[Any]:
         raise InvalidTrial(f"no trial has array {name!r}")
     try:
         return np.vstack([array for _, array in found])
-    except ValueError as error:
-        expected = np.atleast_2d(found[0][1]).shape[1:]
-        odd = [number for number, array in found if np.atleast_2d(array).shape[1:] != expected]
+    except (ValueError, TypeError) as error:  # shapes, and dtypes without a common one
+        first = np.atleast_2d(found[0][1])
+        odd = [number for number, array in found if not _fits(first, np.atleast_2d(array))]
         raise InvalidTrial(
             f"array {name!r} cannot be stacked over trials: trials {odd} do not fit trial "
             f"{found[0][0]}; use iterarray, or array(name, trial=...)"
         ) from error
 
 
-def _trial(source: Source, names: list[str], number: int, rows: pd.DataFrame) -> Trial:
-    attrs = {str(name): value for name, value in rows.loc[number].items()}
+def _fits(first: NDArray[Any], array: NDArray[Any]) -> bool:
+    try:
+        np.promote_types(first.dtype, array.dtype)
+    except TypeError:
+        return False
+    return array.shape[1:] == first.shape[1:]
+
+
+def _news(seen: int, source: Source) -> tuple[Source, list[int], list[dict[str, Any]]]:
+    numbers = source.trial_numbers()[seen:]
+    return source, numbers, source.attrs(numbers) if numbers else []
+
+
+def _trial(source: Source, names: list[str], number: int, attrs: dict[str, Any]) -> Trial:
     trial = Trial(attrs)
     for name in names:
         if source.has(name, number):

@@ -80,7 +80,7 @@ class Channel:
         self.names = intake.ArrayNames(arrays)
         self.lane = queue.add_lane()
         self.columns: dict[str, list[Any]] = {}
-        self.refused: dict[tuple[int | None, str], int] = {}
+        self.refused: dict[tuple[int | None, str, str], int] = {}
         self.losses = 0
         self.next_trial = first
         self.last_activity_ns = time.monotonic_ns()
@@ -256,16 +256,16 @@ class Channel:
     def _refuse_trial(self, size: int) -> Receipt:
         if self._on_full == "raise":
             raise self._full(size)
-        self._count_loss(None, "trial")
+        self._count_loss(None, "trial", "")
         return Receipt(None, None)
 
     def _refuse_chunk(self, item: ChunkItem, size: int) -> None:
         if self._on_full == "raise":
             raise self._full(size)
-        self._count_loss(item.trial, f"chunk of {item.array!r}")
+        self._count_loss(item.trial, "chunk", f" of {item.array!r}")
 
-    def _count_loss(self, trial: int | None, what: str) -> None:
-        key = (trial, what)
+    def _count_loss(self, trial: int | None, noun: str, of: str) -> None:
+        key = (trial, noun, of)
         self.refused[key] = self.refused.get(key, 0) + 1
         self.losses += 1
         self._tally.losses += 1
@@ -276,17 +276,21 @@ class Channel:
         refused, self.refused = self.refused, {}
         evidence = "the queue was full (on_full='drop')"
         return tuple(
-            Loss(() if trial is None else (trial,), f"{count} {what}", "refused", evidence=evidence)
-            for (trial, what), count in refused.items()
+            Loss(
+                () if trial is None else (trial,),
+                f"{count} {noun}{'s' if count > 1 else ''}{of}",
+                "refused",
+                evidence=evidence,
+            )
+            for (trial, noun, of), count in refused.items()
         )
 
     # -- the end ------------------------------------------------------------------------------------
 
     def put_end(self, end: CleanEnd) -> None:
-        """Queue the end record; it always has room."""
+        """Queue the end record; it always has room. The writer is not told: there may be no loop."""
         self._queue.put(self.lane, EndItem(end), ITEM_OVERHEAD)
         self.progress.accepted_items += 1
-        self._notify()
 
     def leave(self) -> None:
         """Give back everything this task still has in the queue."""

@@ -1,0 +1,31 @@
+"""The ``trialstore`` command; built on the public interface only.
+
+```
+demo.py        the command: options, the order of things, exit codes
+ecg.py         the recording that is played: a real electrocardiogram, cut into trials
+playback.py    plays it in real time through a Storage
+comparison.py  what was read back against what was played, bit by bit
+report.py      what the terminal shows
+plot.py        what the PNG shows
+```
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+
+#: The packages of the extra ``cli``.
+_EXTRA = ("matplotlib", "rich", "typer")
+
+
+def main() -> None:
+    """Run the command; without the extra ``cli``, say in one line how to install it and exit with 1."""
+    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.exit(
+            f"trialstore: the command needs {' and '.join(missing)}, which"
+            f" {'is' if len(missing) == 1 else 'are'} not installed: pip install 'trialstore[cli]'"
+        )
+    importlib.import_module("trialstore._cli.demo").app()

@@ -1,0 +1,199 @@
+"""``trialstore demo``: records a real electrocardiogram in real time, reads it back, compares it.
+
+Exit codes: 0 all equal, 1 something differs or failed, 2 an option makes no sense, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import math
+import shutil
+import tempfile
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final
+
+import anyio
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from trialstore import InvalidName, StorageError, StorageReader, TaskReader
+from trialstore._cli import ecg, report
+from trialstore._cli.comparison import differences
+from trialstore._cli.playback import ARRAY, Playback, Plan, play
+
+_DEFAULT_ROOT: Final = Path("trialstore-demo")
+_INTERRUPTED: Final = 130  # as a shell tells of a program that Ctrl-C ended
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # messages in one line each, which can be searched and copied
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Backend(StrEnum):
+    """Event loops that the demo can run on."""
+
+    ASYNCIO = "asyncio"
+    TRIO = "trio"
+
+
+def _show_version(is_asked: bool) -> None:  # noqa: FBT001 - typer's signature
+    if is_asked:
+        typer.echo(f"trialstore {importlib.metadata.version('trialstore')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _trialstore(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Record experiment trials without waiting for the disk, and without losing one."""
+
+
+def _positive(value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise typer.BadParameter(f"must be a positive number, not {value!r}")
+    return value
+
+
+def _installed(backend: Backend) -> Backend:
+    if importlib.util.find_spec(backend.value) is None:
+        raise typer.BadParameter(f"{backend.value} is not installed: pip install {backend.value}")
+    return backend
+
+
+@app.command()
+def demo(
+    *,
+    seconds: Annotated[
+        float, typer.Option(callback=_positive, help="How much of the recording to play (300 s).")
+    ] = 20.0,
+    trial_seconds: Annotated[
+        float, typer.Option(callback=_positive, help="Length of a trial in the recording.")
+    ] = 4.0,
+    speed: Annotated[
+        float, typer.Option(callback=_positive, help="Seconds of the recording played in a second.")
+    ] = 1.0,
+    subject: Annotated[str, typer.Option(help="Name of the subject.")] = "p0",
+    root: Annotated[
+        Path | None,
+        typer.Option(help=f"Folder to record into; a second run is kept beside the first. [default: {_DEFAULT_ROOT}]"),
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option(help="Keep the data, or record into a temporary folder.")
+    ] = True,
+    backend: Annotated[Backend, typer.Option(callback=_installed, help="Event loop.")] = (
+        Backend.ASYNCIO
+    ),
+) -> None:
+    """Play a real electrocardiogram in real time, record it, read it back and compare every bit."""
+    recording = ecg.load()
+    if seconds > recording.seconds:
+        raise typer.BadParameter(
+            f"the recording is {recording.seconds:g} s long, not {seconds:g}", param_hint="'--seconds'"
+        )
+    if root is not None and not keep:
+        raise typer.BadParameter("--root keeps the data; leave one of the two out", param_hint="'--no-keep'")
+    _check_place(root or _DEFAULT_ROOT, subject)
+    takes = ecg.cut(recording, seconds, trial_seconds)
+    place = (root or _DEFAULT_ROOT) if keep else Path(tempfile.mkdtemp(prefix="trialstore-demo-"))
+    playback = Playback(Plan(place, subject, takes, recording.rate, speed))
+    console = Console(highlight=False)
+    code = run(playback, backend.value, console, pictures=place if keep else Path())
+    if not keep and code == 0:
+        shutil.rmtree(place)  # noqa: TID251 - a temporary folder, made above, of data compared as equal
+        console.print("The data was removed again, as --no-keep says.")
+    raise typer.Exit(code)
+
+
+def _check_place(root: Path, subject: str) -> None:
+    reader = StorageReader(root)
+    try:
+        reader.subject_id = subject
+    except InvalidName as error:
+        raise typer.BadParameter(str(error), param_hint="'--subject'") from error
+    try:
+        reader.subject_ids  # noqa: B018 - raises where the root is a file
+    except StorageError as error:
+        raise typer.BadParameter(str(error), param_hint="'--root'") from error
+
+
+def run(playback: Playback, backend: str, console: Console, pictures: Path) -> int:
+    """Record, then read back; return the exit code."""
+    try:
+        record(playback, backend, console)
+        return examine(playback, console, pictures)
+    except KeyboardInterrupt:
+        _tell_interrupted(playback, console)
+        return _INTERRUPTED
+    except (StorageError, OSError) as error:
+        console.print(Text(f"{type(error).__name__}: {error}", style="bold red"))
+        return 1
+
+
+def record(playback: Playback, backend: str, console: Console) -> None:
+    """Play, with a display; the event loop has ended when this returns.
+
+    Raises
+    ------
+    StorageError
+        If the storage cannot be made, or trials not be made durable or published.
+    """
+    console.print(report.introduction(playback.plan, backend))
+    with report.live(playback, console):
+        anyio.run(play, playback, backend=backend)
+
+
+def examine(playback: Playback, console: Console, pictures: Path) -> int:
+    """Read back, compare, tell, draw; return the exit code.
+
+    Raises
+    ------
+    OSError
+        If the picture cannot be written.
+    """
+    from trialstore._cli.plot import draw  # loads matplotlib, which takes a second
+
+    assert playback.folder is not None
+    plan, reader = playback.plan, TaskReader(playback.folder)
+    found = differences(reader, ARRAY, plan.takes)
+    if found:
+        console.print(report.verdict(plan, found))
+        console.print(Text(f"The data is in {str(reader.root)!r}."), soft_wrap=True)
+        return 1
+    console.print(report.trials_table(reader.trials))
+    console.print()
+    console.print(report.verdict(plan, found))
+    console.print(report.summary(playback))
+    console.print()
+    console.print(report.files(plan, reader.root))
+    console.print()
+    picture = pictures / f"{plan.subject}-{reader.root.name}.png"
+    draw(playback, reader, picture)
+    console.print(Text(f"Plot: {picture}"), soft_wrap=True)
+    return 0
+
+
+def _tell_interrupted(playback: Playback, console: Console) -> None:
+    if playback.folder is None:
+        console.print("Interrupted before anything was recorded.")
+        return
+    reader = TaskReader(playback.folder)
+    console.print(
+        Text(
+            f"Interrupted. {len(reader.trials)} trials are safe in {str(reader.root)!r}"
+            f" (status {reader.status}).",
+            style="bold",
+        ),
+        soft_wrap=True,
+    )

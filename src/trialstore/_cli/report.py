@@ -1,0 +1,173 @@
+"""What the terminal shows while the recording is played, and after it has been read back."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+from rich.console import Group
+from rich.filesize import decimal
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from trialstore._cli import ecg
+from trialstore._cli.playback import CHUNK_SAMPLES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from rich.console import Console, RenderableType
+
+    from trialstore._cli.playback import Playback, Plan
+
+_BAR_WIDTH: Final = 40
+_REFRESHES_PER_SECOND: Final = 8
+#: A longer table is shown by its first and last rows.
+_TABLE_ROWS: Final = 12
+_DIFFERENCES: Final = 10
+
+
+class Lateness(NamedTuple):
+    """How late the loop was over all chunks, in milliseconds.
+
+    Attributes
+    ----------
+    median, p99, worst : float
+        Half of the chunks, 99 % of them, and all of them were no later than this.
+    """
+
+    median: float
+    p99: float
+    worst: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Lateness:
+        """Sum up the lateness of each chunk, in seconds; zero without any chunk."""
+        ms = 1e3 * np.asarray(seconds or [0.0])
+        return cls(float(np.median(ms)), float(np.percentile(ms, 99)), float(ms.max()))
+
+    def __str__(self) -> str:
+        return (
+            f"median {self.median:.2f} ms, 99 % within {self.p99:.2f} ms, at most {self.worst:.2f} ms"
+        )
+
+
+def introduction(plan: Plan, backend: str) -> Text:
+    """Say what is going to happen."""
+    seconds, count = plan.samples / plan.rate, len(plan.takes)
+    return Text.assemble(
+        ("trialstore demo", "bold"),
+        f": {seconds:g} s of a real electrocardiogram, {count} trial{'s' if count > 1 else ''},"
+        f" at {plan.speed:g} times its speed, on {backend}.\n",
+        f"{CHUNK_SAMPLES} samples ({1e3 * CHUNK_SAMPLES / plan.rate / plan.speed:.3g} ms) at a time"
+        " are appended to the open trial.\n",
+        (f"{ecg.SOURCE['source']}; doi:{ecg.SOURCE['doi']}, {ecg.SOURCE['licence']}\n", "dim"),
+    )
+
+
+def live(playback: Playback, console: Console) -> Live:
+    """Show how a playback goes, from a thread of its own, until the context is left."""
+    return Live(
+        get_renderable=lambda: _progress(playback),
+        console=console,
+        refresh_per_second=_REFRESHES_PER_SECOND,
+    )
+
+
+def _progress(playback: Playback) -> RenderableType:
+    plan, statistics = playback.plan, playback.statistics
+    bar = Table.grid(padding=(0, 2))
+    bar.add_row(
+        ProgressBar(total=plan.samples, completed=playback.played, width=_BAR_WIDTH),
+        f"{playback.played / plan.rate:.1f} of {plan.samples / plan.rate:.1f} s",
+    )
+    levels = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("", "accepted", "written", "durable", "published"):
+        levels.add_column(title, justify="right" if title else "left", header_style="bold")
+    levels.add_row("trials", *(str(count) for count in statistics.trials))
+    return Group(bar, Text(), levels, Text(), _figures(playback), Text())
+
+
+def _figures(playback: Playback) -> Table:
+    statistics, lateness = playback.statistics, playback.lateness
+    figures = Table.grid(padding=(0, 2))
+    figures.add_row(
+        "queue",
+        f"{decimal(statistics.queue_bytes)} now, at most {decimal(statistics.queue_peak)}",
+    )
+    figures.add_row(
+        "loop",
+        f"{1e3 * (lateness[-1] if lateness else 0):.2f} ms late now,"
+        f" at most {1e3 * max(lateness, default=0):.2f} ms",
+    )
+    if statistics.trouble is not None:
+        figures.add_row("trouble", Text(statistics.trouble, style="red"))
+    return figures
+
+
+def trials_table(trials: pd.DataFrame) -> Table:
+    """Show the trials as they were read back."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in trials.columns:
+        table.add_column(Text(str(name)), justify="right")
+    rows = trials.astype(object).to_numpy().tolist()
+    skipped = len(rows) - _TABLE_ROWS
+    if skipped > 0:
+        half = _TABLE_ROWS // 2
+        rows = [*rows[:half], ["..."] * len(trials.columns), *rows[-half:]]
+    for row in rows:
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
+    return table
+
+
+def verdict(plan: Plan, differences: Sequence[str]) -> Text:
+    """Say whether what was read back is what was played."""
+    if not differences:
+        return Text(
+            f"{len(plan.takes)} rows and {plan.samples} samples were read back and compared with the"
+            " source, bit by bit: all equal.\n",
+            style="green",
+        )
+    shown = [f"  {difference}\n" for difference in differences[:_DIFFERENCES]]
+    if len(differences) > _DIFFERENCES:
+        shown.append(f"  and {len(differences) - _DIFFERENCES} more\n")
+    return Text("What was read back is NOT what was played:\n" + "".join(shown), style="bold red")
+
+
+def summary(playback: Playback) -> Table:
+    """Sum up how the loop and the recorder did."""
+    statistics = playback.statistics
+    table = Table.grid(padding=(0, 2))
+    table.add_row(
+        "event loop",
+        f"{len(playback.lateness)} chunks came late by: {Lateness.of(playback.lateness)}",
+    )
+    table.add_row("", f"longest time a call of trialstore held it: {statistics.longest_hold * 1e3:.2f} ms")
+    table.add_row(
+        "recorder",
+        f"{statistics.batches} commits, at most {statistics.longest_to_durable * 1e3:.0f} ms from"
+        f" accepted to durable, queue at most {decimal(statistics.queue_peak)}",
+    )
+    return table
+
+
+def files(plan: Plan, folder: Path) -> Tree:
+    """Show the files of one task, below the root, with their sizes."""
+    top = Tree(Text(f"{plan.root}{os.sep}"), guide_style="dim")
+    _add_files(top.add(Text(f"{folder.parent.name}{os.sep}")), folder)
+    return top
+
+
+def _add_files(tree: Tree, folder: Path) -> None:
+    branch = tree.add(Text(f"{folder.name}{os.sep}"))
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            _add_files(branch, path)
+        else:
+            branch.add(Text(f"{path.name}  {decimal(path.stat().st_size)}"))
