@@ -1,6 +1,6 @@
 """AxoPy's own storage and design modules, to compare with.
 
-Importing the package ``axopy`` needs Qt; these two of its modules do not, so they are loaded by file.
+Importing the package ``axopy`` needs Qt. These two of its modules do not: they are loaded by file.
 """
 
 from __future__ import annotations

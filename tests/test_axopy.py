@@ -8,14 +8,16 @@ from __future__ import annotations
 import inspect
 import pickle
 import shutil
-import subprocess
 import sys
 import zipfile
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import anyio
+import anyio.to_thread
 import h5py
 import numpy as np
 import pandas as pd
@@ -65,6 +67,15 @@ async def opened(lab: Any, root: Any, **options: Any) -> AsyncIterator[Any]:
 async def done(result: Any) -> Any:
     """Wait for what ours returns; AxoPy's has happened already."""
     return await result if inspect.isawaitable(result) else result
+
+
+def tasks_of(storage: Any) -> dict[str, list[str]]:
+    """What a Storage of either kind lists."""
+    found = {}
+    for subject in storage.subject_ids:
+        storage.subject_id = subject
+        found[subject] = list(storage.task_ids)
+    return found
 
 
 async def close(task: Any) -> None:
@@ -131,15 +142,9 @@ async def test_axopys_array_is_broken_by_numpy_2(lab: Any, tmp_path: Path) -> No
 
 
 async def test_axopy_lists_our_subjects_and_tasks_and_nothing_else(tmp_path: Path) -> None:
-    """Whatever we put on the disk, AxoPy lists subjects and tasks alone, while recording and after."""
+    """Whatever we put on the disk, AxoPy lists subjects and tasks alone, also while recording."""
     root = tmp_path / "data"
     axopy = AXOPY.Storage(str(root))
-
-    def listed() -> dict[str, list[str]]:
-        found = {}
-        for axopy.subject_id in axopy.subject_ids:
-            found[axopy.subject_id] = list(axopy.task_ids)
-        return found
 
     async with trialstore.Storage(root, allow_overwrite=True) as storage:
         for storage.subject_id in ("p1", "p0"):
@@ -149,11 +154,11 @@ async def test_axopy_lists_our_subjects_and_tasks_and_nothing_else(tmp_path: Pat
                     await task.write(trial)
                 await task.append("emg", [1.0])
                 await task.publish()
-                assert name in listed()[storage.subject_id or ""]
+                assert name in tasks_of(axopy)[storage.subject_id or ""]
                 await task.aclose()
         await storage.to_zip(tmp_path / "elsewhere.zip")
     expected = {"p0": ["grasp", "reach"], "p1": ["grasp", "reach"]}
-    assert listed() == expected
+    assert tasks_of(axopy) == expected
     assert sorted(path.name for path in root.iterdir()) == ["p0", "p1"]
 
 
@@ -176,7 +181,7 @@ async def test_pandas_and_h5py_alone_read_our_files(tmp_path: Path) -> None:
         assert not [name for name in sys.modules if "trialstore" in name]
         """
     command = [sys.executable, "-I", "-W", "ignore", "-c", script]
-    subprocess.run(command, cwd=tmp_path / "data/p0/reach", check=True)
+    await anyio.run_process(command, cwd=tmp_path / "data/p0/reach")
 
 
 # --- we read AxoPy's ----------------------------------------------------------------------------
@@ -200,11 +205,8 @@ async def test_we_read_axopys_task(tmp_path: Path) -> None:
     assert reader.pickle("calibration") == {"gain": [1.5, 2.0]}
     assert (reader.metadata, reader.losses, len(reader.timing)) == ({}, (), 0)
     info = reader.info("emg")
-    assert (info.dtype, info.shapes, info.rate) == (
-        np.float64,
-        dict.fromkeys(range(3), (2, 12)),
-        None,
-    )
+    assert (info.dtype, info.rate) == (np.dtype("f8"), None)
+    assert info.shapes == dict.fromkeys(range(3), (2, 12))
 
 
 async def test_following_axopys_task_yields_its_trials(tmp_path: Path) -> None:
@@ -232,7 +234,7 @@ async def test_catalogue_holds_axopys_tasks_and_ours(tmp_path: Path) -> None:
 
 
 def test_a_foreign_text_that_is_missing_is_none_in_the_catalogue(tmp_path: Path) -> None:
-    """An empty cell of a foreign table is missing, and its integers stay integers beside nothing."""
+    """An empty cell of a foreign table is missing; its integers stay integers beside nothing."""
     for task, table in (("a", "hand,count\nleft,1\n,2\n"), ("b", 'rate\n0.5\n""\n'), ("c", "x\n")):
         folder = tmp_path / "data" / "p0" / task
         folder.mkdir(parents=True)
@@ -267,7 +269,7 @@ async def test_a_foreign_trial_without_the_array_is_none(tmp_path: Path) -> None
     assert [array is None for array in reader.iterarray("cursor")] == [False, True, False]
     assert reader.array("cursor").shape == (8, 2)
     assert list(reader.info("cursor").shapes) == [0, 2]
-    with pytest.raises(InvalidTrial, match="trial 1 .* no array 'cursor'"):
+    with pytest.raises(InvalidTrial, match=r"trial 1 .* no array 'cursor'"):
         reader.array("cursor", trial=1)
 
 
@@ -290,10 +292,7 @@ def test_subjects_and_tasks_are_listed_in_order(lab: Any, directories: Path) -> 
     """Folders are listed, sorted; files are not."""
     storage = lab.Storage(str(directories))
     assert list(storage.subject_ids) == ["p0", "p1", "p2"]
-    found = {}
-    for storage.subject_id in list(storage.subject_ids):
-        found[storage.subject_id] = list(storage.task_ids)
-    assert found == {"p0": ["task1", "task2"], "p1": ["task1"], "p2": []}
+    assert tasks_of(storage) == {"p0": ["task1", "task2"], "p1": ["task1"], "p2": []}
 
 
 @both
@@ -302,7 +301,7 @@ def test_no_subject_has_no_tasks(lab: Any, directories: Path) -> None:
     storage = lab.Storage(str(directories))
     assert storage.subject_id is None
     assert list(storage.task_ids) == []
-    with pytest.raises(ValueError, match=r"subject"):
+    with pytest.raises(ValueError, match=r"(?i)subject"):
         storage.require_task("task1")
 
 
@@ -469,7 +468,7 @@ async def test_arrays_are_cleared_after_writing(lab: Any, tmp_path: Path) -> Non
 
 
 async def test_axopys_own_trials_are_taken(tmp_path: Path) -> None:
-    """An experiment that still uses AxoPy's design writes its trials as they are; they are cleared."""
+    """An experiment that still uses AxoPy's design writes its trials, and they are cleared."""
     trials = trials_of(AXOPY)
     async with open_task(tmp_path / "data") as task:
         for trial in trials:
@@ -521,11 +520,12 @@ async def test_data_of_rows_with_different_columns(tmp_path: Path) -> None:
         await task.trials.write({"a": 1})
         await task.trials.write({"b": 2})
         assert task.trials.data == {"a": [1, None], "b": [None, 2]}
+    trials = reader_of(tmp_path / "data").trials
+    assert (trials["a"].tolist(), trials["b"].tolist()) == ([1, pd.NA], [pd.NA, 2])
     writer = AXOPY.TrialWriter(str(tmp_path / "trials.csv"))
     writer.write({"a": 1})
-    writer.write({"a": 1, "b": 2})
-    assert writer.data == {"a": [1, 1], "b": [2]}
-    pytest.raises(ValueError, writer.write, {"b": 3})
+    with pytest.raises(ValueError, match="same length"):
+        writer.write({"a": 1, "b": 2})
 
 
 @both
@@ -569,7 +569,7 @@ async def test_files_are_where_axopy_puts_them(lab: Any, tmp_path: Path) -> None
 def test_a_design_numbers_blocks_and_trials(lab: Any) -> None:
     """Blocks and trials are lists, and every trial knows its block and its place."""
     design = lab.Design()
-    blocks = [design.add_block() for _ in range(2)]
+    blocks: list[Any] = [design.add_block() for _ in range(2)]
     trials = [block.add_trial(attrs={"x": 1}) for block in blocks for _ in range(3)]
     assert design == blocks
     assert isinstance(design, list)
@@ -667,7 +667,7 @@ def test_hdf5_files_of_one_are_read_by_the_other(writer: Any, reader: Any, tmp_p
 
 @both
 def test_hdf5_misuse_is_an_error(lab: Any, tmp_path: Path) -> None:
-    """A name that is taken, a dataset or a file that is not there: an error, and nothing changes."""
+    """A name that is taken, a dataset or file that is not there: an error, and nothing changes."""
     path = tmp_path / "file.hdf5"
     lab.write_hdf5(str(path), [1, 2])
     family = (ValueError, TypeError, OSError) if lab is AXOPY else StorageError
@@ -689,7 +689,7 @@ def test_hdf5_misuse_is_an_error(lab: Any, tmp_path: Path) -> None:
 @both
 def test_the_archive_is_named_after_the_root(lab: Any, directories: Path) -> None:
     """The default name is the root's with ``.zip``, beside it; the name is returned."""
-    (directories / "p0/task1/trials.csv").write_text("a\n")
+    (directories / "notes.txt").unlink()  # AxoPy warns of two files of one name
     outfile = str(directories) + ".zip"
     assert lab.storage_to_zip(str(directories)) == outfile
     assert zipfile.is_zipfile(outfile)
@@ -698,6 +698,7 @@ def test_the_archive_is_named_after_the_root(lab: Any, directories: Path) -> Non
 @both
 async def test_a_storage_archives_itself(lab: Any, directories: Path, tmp_path: Path) -> None:
     """``Storage.to_zip`` writes the file that was asked for."""
+    (directories / "p0/notes.txt").unlink()  # AxoPy warns of two files of one name
     outfile = str(tmp_path / "archive.zip")
     async with opened(lab, str(directories)) as storage:
         assert await done(storage.to_zip(outfile)) in {None, outfile}  # AxoPy returns nothing
@@ -714,7 +715,9 @@ def test_a_reader_archives_too(directories: Path) -> None:
 async def test_names_in_the_archive_begin_with_the_root(lab: Any, tmp_path: Path) -> None:
     """Ours unpacks to the tree that was archived; AxoPy 0.2.3 puts every file into one folder."""
     await record(lab, tmp_path / "data")
-    outfile = lab.storage_to_zip(str(tmp_path / "data"), str(tmp_path / "archive.zip"))
+    outfile = str(tmp_path / "archive.zip")
+    to_zip = partial(lab.storage_to_zip, str(tmp_path / "data"), outfile)
+    assert await anyio.to_thread.run_sync(to_zip) == outfile
     with zipfile.ZipFile(outfile) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "unpacked")

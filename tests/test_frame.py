@@ -253,6 +253,7 @@ def test_csv_and_journal_give_the_same_frame(values: list[Any]) -> None:
         ([("int", 2)], ["1", "1.5"], "column 'x', row 1"),
         ([("int", 2)], ["1", ""], "column 'x', row 1"),
         ([("int", 1), ("missing", 1)], ["1", "2"], "column 'x', row 1"),
+        ([("int", 2)], ["1,2", "3"], "column 'x', row 0"),
         ([("int8", 2)], ["1", "128"], "column 'x', row 1"),
         ([("int64", 1), ("int", 1)], [str(2**63), "1"], "column 'x', row 0"),
         ([("float", 2)], ["1", "1_0"], "column 'x', row 1"),

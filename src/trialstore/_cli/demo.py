@@ -150,8 +150,8 @@ def record(playback: Playback, backend: str, console: Console) -> None:
         If the storage cannot be made, or trials not be made durable or published.
     """
     console.print(report.introduction(playback.plan, backend))
-    with report.live(playback, console):
-        anyio.run(play, playback, backend=backend)
+    with report.live(playback, console) as on_idle:
+        anyio.run(play, playback, on_idle, backend=backend)
 
 
 def examine(playback: Playback, console: Console, pictures: Path) -> int:

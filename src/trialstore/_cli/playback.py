@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -12,7 +13,7 @@ from trialstore import ArrayInfo, Statistics, Storage
 from trialstore._cli import ecg
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from trialstore._cli.ecg import Take
@@ -76,11 +77,18 @@ class Playback:
     statistics: Statistics = field(default_factory=Statistics)
 
 
-async def play(playback: Playback) -> None:
+async def play(playback: Playback, on_idle: Callable[[], None]) -> None:
     """Record the plan's trials; return when they are published.
 
     Guarantee: chunk after chunk is handed over when its last sample would have been taken, or as soon
     after that as the event loop gets there; how late it was is noted.
+
+    Parameters
+    ----------
+    playback : Playback
+        What to play, and where to note how it goes.
+    on_idle : callable
+        Called when a chunk was handed over and the loop is about to sleep until the next one.
 
     Raises
     ------
@@ -92,6 +100,8 @@ async def play(playback: Playback) -> None:
         rate=plan.rate, unit="1", channels=[ecg.LEAD], dims=("channel", "time"), dtype="uint16"
     )
     storage = Storage(plan.root)
+    gc.collect()
+    gc.freeze()  # looking through all that was imported would once hold the loop for 30 ms
     try:
         async with storage:
             storage.subject_id = plan.subject
@@ -110,6 +120,8 @@ async def play(playback: Playback) -> None:
                         await task.append(ARRAY, chunk[np.newaxis])
                         playback.played = taken
                         playback.statistics = storage.statistics()
+                        on_idle()
                     await task.write(take.attrs)
     finally:
+        gc.unfreeze()
         playback.statistics = storage.statistics()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -19,7 +21,7 @@ from trialstore._cli import ecg
 from trialstore._cli.playback import CHUNK_SAMPLES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import pandas as pd
     from rich.console import Console, RenderableType
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
     from trialstore._cli.playback import Playback, Plan
 
 _BAR_WIDTH: Final = 40
-_REFRESHES_PER_SECOND: Final = 8
+_REFRESH_SECONDS: Final = 0.1
+#: A display that has not been told of an idle loop for so long draws all the same.
+_FROZEN_SECONDS: Final = 1.0
 #: A longer table is shown by its first and last rows.
 _TABLE_ROWS: Final = 12
 _DIFFERENCES: Final = 10
@@ -71,13 +75,34 @@ def introduction(plan: Plan, backend: str) -> Text:
     )
 
 
-def live(playback: Playback, console: Console) -> Live:
-    """Show how a playback goes, from a thread of its own, until the context is left."""
-    return Live(
-        get_renderable=lambda: _progress(playback),
-        console=console,
-        refresh_per_second=_REFRESHES_PER_SECOND,
+@contextmanager
+def live(playback: Playback, console: Console) -> Iterator[Callable[[], None]]:
+    """Show how a playback goes until the context is left.
+
+    A thread of its own draws: a slow terminal must not hold the event loop up. Give what this yields to
+    `play`, so that the thread draws when the loop has just gone to sleep; if it drew at any time, the loop
+    would often have to wait for the interpreter lock, and the demo would measure its own display.
+    """
+    idle, end = threading.Event(), threading.Event()
+    display = Live(
+        get_renderable=lambda: _progress(playback), console=console, auto_refresh=False
     )
+
+    def draw() -> None:
+        while not end.wait(_REFRESH_SECONDS):
+            idle.clear()
+            idle.wait(_FROZEN_SECONDS)
+            display.refresh()
+
+    with display:
+        thread = threading.Thread(target=draw, name="trialstore demo display")
+        thread.start()
+        try:
+            yield idle.set
+        finally:
+            end.set()
+            idle.set()
+            thread.join()
 
 
 def _progress(playback: Playback) -> RenderableType:

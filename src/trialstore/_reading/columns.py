@@ -177,7 +177,7 @@ def _exact_array(column: Column) -> Any:
 
     Cells that are not of their kind give None as well: decoding them one by one names the culprit.
     """
-    if not column.kinds or any(compress(column.texts, column.missing)):
+    if not column.kinds or (column.missing.any() and any(compress(column.texts, column.missing))):
         return None
     builder = _builder_of(column.kinds)
     return None if builder is None else builder(column)
@@ -226,7 +226,7 @@ def _integers(column: Column) -> Any:
 def _small_integers(texts: Sequence[str]) -> NDArray[np.int64] | None:
     """Parse integers of at most 18 digits, some five times faster than one by one, else None."""
     joined = ",".join(texts)
-    if _SMALL_INTEGERS.fullmatch(joined) is None:
+    if _SMALL_INTEGERS.fullmatch(joined) is None or joined.count(",") != len(texts) - 1:
         return None
     return np.fromstring(joined, np.int64, sep=",")
 
@@ -257,9 +257,8 @@ def _float32s(column: Column) -> Any:
 
 
 def _booleans(column: Column) -> Any:
-    if not {"True", "False"}.issuperset(column.held):
-        return None
-    return _masked(column, np.array([text == "True" for text in column.held], bool))
+    values = list(map({"True": True, "False": False}.get, column.held))
+    return None if None in values else _masked(column, np.array(values, bool))
 
 
 def _masked(column: Column, held: NDArray[Any]) -> Any:

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 #: How long a resumed task may wait for the publisher of a killed recorder to finish.
 PUBLISHER_PATIENCE: Final = 20.0
 _RUNS: Final = 10_000
+_NOT_OURS: Final = (
+    "task {!r} was not recorded by trialstore and cannot be resumed: record under another name"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,9 @@ def resume(place: Place, task: str) -> Opened:
         raise TaskNotFound(
             f"subject {place.subject!r} has not started {task!r} yet: use create_task"
         )
+    # Before anything is made in a folder that may not be ours.
+    if manifest.read(folder) is None and not (folder / layout.JOURNAL).is_dir():
+        raise FormatError(_NOT_OURS.format(task))
     with _refusals(f"task {task!r}"):
         place.disk.make_folder(folder / layout.JOURNAL)
         lock = _lock_patiently(folder / layout.JOURNAL / layout.LOCK)
@@ -190,10 +196,7 @@ def resume(place: Place, task: str) -> Opened:
             extra = (fallback,) if fallback is not None else ()
             steps = recovery.plan(folder, extra)
             if steps.manifest is None and not steps.segments:
-                raise FormatError(
-                    f"task {task!r} was not recorded by trialstore and cannot be resumed: "
-                    "record under another name"
-                )
+                raise FormatError(_NOT_OURS.format(task))
             recovery.apply(place.disk, steps)
             if steps.published:
                 lock = _set_published_aside(place, folder, lock)

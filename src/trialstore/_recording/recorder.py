@@ -134,6 +134,7 @@ class Recorder:
         self._writer.kill()
         # The thread is idle now or hangs in a call; a hanging one is a daemon and is left behind.
         self._worker.stop(0.5)
+        self.publisher.stop()
         self.publisher.leave_running()
         self.lifecycle.advance(State.CLOSED)
         _living.discard(self)
@@ -438,8 +439,9 @@ class Recorder:
             )
             try:
                 self._on_trouble(trouble)
-            except Exception:
-                logger.exception("the on_trouble hook failed")
+            except Exception as error:  # noqa: BLE001 - a broken hook must not end the writer
+                # Without a traceback: writing one out reads source files, and this is the loop.
+                logger.error("the on_trouble hook failed: %r", error)  # noqa: TRY400
 
 
 class Totals:

@@ -1,0 +1,170 @@
+"""Journals for tests: written by the real writer, remembered in memory, compared byte for byte."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trialstore import DamagedData
+from trialstore._ondisk import chunks
+from trialstore._ondisk.disk import Disk
+from trialstore._ondisk.entries import (
+    ChunkRun,
+    ChunkStamp,
+    CleanEnd,
+    Opening,
+    Record,
+    TrialCommit,
+    encode,
+    layout_of,
+)
+from trialstore._ondisk.replay import Replay
+from trialstore._ondisk.segments import JournalWriter
+from trialstore._ondisk.values import encode_attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from trialstore._ondisk.entries import Entry
+    from trialstore._ondisk.replay import JournalTrial
+
+    Row = tuple[tuple[str, str, str], ...]
+
+
+class Recording:
+    """One session's recorder, and a perfect memory of what it was told.
+
+    Chunks belong to the next trial. Nothing is on disk before `commit`, everything is after it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        disk: Disk | None = None,
+        fallback: Path | None = None,
+        session: str | None = None,
+        after: int = 0,
+        trials: int = 0,
+    ) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
+        opening = Opening(session or uuid.uuid4().hex, after, trials, {})
+        self.session = bytes.fromhex(opening.session)
+        self.journal = JournalWriter(disk or Disk(), folder, opening, fallback=fallback)
+        self.journal.start()
+        self.rows: dict[int, Row] = {}
+        self.arrays: dict[tuple[int, str], NDArray[Any]] = {}
+        self.acknowledged: set[int] = set()
+        self._next = trials
+        self._open: dict[str, list[NDArray[Any]]] = {}
+        self._entries: list[Entry] = []
+
+    def append(self, name: str, *pieces: NDArray[Any], stack_axis: int = 1) -> None:
+        """Add one frame of chunks to the open trial."""
+        first = len(self._open.setdefault(name, []))
+        layout, _ = layout_of(pieces[0].shape, pieces[0].dtype, stack_axis)
+        lengths = [layout_of(piece.shape, piece.dtype, stack_axis)[1] for piece in pieces]
+        stamps = tuple(ChunkStamp(n, 10 + i, 20 + i) for i, n in enumerate(lengths))
+        run = ChunkRun(name, self._next, first, layout, stamps)
+        self._entries.append(encode(run, [piece.tobytes() for piece in pieces]))
+        self._open[name] += pieces
+        self.arrays[self._next, name] = chunks.join(self._open[name], stack_axis)
+
+    def trial(self, **attrs: object) -> int:
+        """Add the row that commits the open trial; return its number."""
+        index, row = self._next, tuple(encode_attrs(attrs))
+        counts = {
+            name: (len(pieces), sum(piece.nbytes for piece in pieces))
+            for name, pieces in self._open.items()
+        }
+        self.add(TrialCommit(index, row, counts, 100 + index, 200 + index, 10 if counts else None))
+        self.rows[index] = row
+        self._open = {}
+        self._next += 1
+        return index
+
+    def end(self, status: str = "complete") -> None:
+        """Add the clean end."""
+        self.add(CleanEnd(self._next, status, None, 1000, 2000, {}))
+
+    def add(self, record: Record | Entry) -> None:
+        """Add any record, or a frame that is none of ours."""
+        self._entries.append(record if isinstance(record, tuple) else encode(record))
+
+    def commit(self) -> None:
+        """Make everything so far durable, or raise OSError."""
+        self.journal.commit(self._entries, self._next)
+        self._entries = []
+        self.acknowledged = set(self.rows)
+
+    def close(self) -> None:
+        """Let go of the segment, as a kill would."""
+        self.journal.close()
+
+
+def six_trials(folder: Path) -> Recording:
+    """Record six small trials, one commit each: rows alone, one array, two arrays, several frames."""
+    recording = Recording(folder, session="00112233445566778899aabbccddeeff")
+    for index in range(6):
+        if index % 3 > 0:
+            recording.append("emg", np.arange(6.0).reshape(2, 3) + index, np.ones((2, 1)))
+        if index % 3 > 1:
+            recording.append("emg", np.zeros((2, 2)))
+            recording.append("key", np.array([index], "u1"))
+        recording.trial(target=index, code="007")
+        recording.commit()
+    return recording
+
+
+def read_array(replay: Replay, trial: JournalTrial, name: str) -> NDArray[Any]:
+    """Read and join one array of a trial; raises DamagedData."""
+    _, _, stack_axis = replay.layout_of(trial, name)
+    return chunks.join([chunk.data for chunk in replay.chunks(trial, name)], stack_axis)
+
+
+def check(folders: Path | Sequence[Path], *recordings: Recording) -> tuple[set[int], set[int]]:
+    """Hold a journal against what was recorded; return the trials that are missing, and those hurt.
+
+    I1, I2: every trial that is given out has the row, every array that is given out the samples, that
+    were recorded. I3: every acknowledged trial that is not given out whole is named by `losses`.
+    """
+    rows: dict[int, Row] = {}
+    arrays: dict[tuple[int, str], NDArray[Any]] = {}
+    acknowledged: set[int] = set()
+    for recording in recordings:
+        rows |= recording.rows
+        arrays |= recording.arrays
+        acknowledged |= recording.acknowledged
+    with Replay(folders if isinstance(folders, list | tuple) else [folders]) as replay:
+        replay.poll()
+        losses = replay.losses(check_samples=True)
+        hurt = set()
+        for index, trial in replay.trials.items():
+            assert trial.commit.row == rows[index]
+            expected = {name for number, name in arrays if number == index}
+            assert set(trial.commit.arrays) == expected
+            for name in expected:
+                try:
+                    found = read_array(replay, trial, name)
+                except DamagedData as error:
+                    assert error.trials == (index,)
+                    hurt.add(index)
+                    assert any(
+                        index in loss.trials and repr(name) in loss.what and loss.evidence
+                        for loss in losses
+                    ), f"array {name!r} of trial {index} is lost in silence"
+                else:
+                    recorded = arrays[index, name]
+                    assert (found.shape, found.dtype) == (recorded.shape, recorded.dtype)
+                    assert found.tobytes() == recorded.tobytes()
+        missing = acknowledged - set(replay.trials)
+        named = {index for loss in losses for index in loss.trials}
+        assert missing | (hurt & acknowledged) <= named, f"lost in silence: {missing - named}"
+        assert named <= acknowledged | set(rows), f"named without reason: {named}"
+    return missing, hurt
