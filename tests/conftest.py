@@ -1,7 +1,7 @@
 """What every test runs under: three event loops, and guards that look from outside.
 
-Two guards are on in every test: nothing that trialstore does on an event loop touches the disk or HDF5, and
-nothing (process, thread, open file, hidden file) is left behind.
+Two guards are on in every test: nothing that trialstore does on an event loop touches the disk or
+HDF5, and nothing (process, thread, open file, hidden file) is left behind.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.fixture(autouse=True)
 def nothing_on_the_loop_touches_the_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fail a test in which trialstore used the disk from an event loop's thread."""
-    global _is_watching  # noqa: PLW0603 - an audit hook cannot be taken away, only told to look away
+    global _is_watching
     for name in DISK_CALLS:
         if hasattr(os, name):
             monkeypatch.setattr(os, name, _watched(name, getattr(os, name)))

@@ -572,8 +572,7 @@ def test_a_design_numbers_blocks_and_trials(lab: Any) -> None:
     blocks: list[Any] = [design.add_block() for _ in range(2)]
     trials = [block.add_trial(attrs={"x": 1}) for block in blocks for _ in range(3)]
     assert design == blocks
-    assert isinstance(design, list)
-    assert isinstance(blocks[0], list)
+    assert all(isinstance(part, list) for part in (design, *blocks))
     assert [block.index for block in blocks] == [0, 1]
     assert [(t.attrs["block"], t.attrs["trial"]) for t in trials] == [
         (block, trial) for block in range(2) for trial in range(3)

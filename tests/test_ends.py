@@ -106,7 +106,8 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     yield request.param
 
 
-# -- inside one process -----------------------------------------------------------------------------
+# -- inside one process
+# -----------------------------------------------------------------------------
 
 
 class ExperimentError(Exception):
@@ -220,10 +221,13 @@ async def test_a_dropped_task_warns(tmp_path: Path) -> None:
     await anyio.to_thread.run_sync(look)
 
 
-# -- processes of their own -------------------------------------------------------------------------
+# -- processes of their own
+# -------------------------------------------------------------------------
 
 
-def test_ctrl_c_publishes_and_reaches_only_the_experiment(tmp_path: Path, backend: str, script: Callable[..., Script]) -> None:
+def test_ctrl_c_publishes_and_reaches_only_the_experiment(
+    tmp_path: Path, backend: str, script: Callable[..., Script]
+) -> None:
     """SIGINT to the whole foreground group, as a terminal sends it: everything accepted is published."""
     code = """
         async def main():
@@ -349,7 +353,9 @@ def test_a_forgotten_storage(tmp_path: Path, script: Callable[..., Script]) -> N
 
 
 @pytest.mark.leaves_files
-def test_kill_keeps_every_durable_trial(tmp_path: Path, backend: str, script: Callable[..., Script]) -> None:
+def test_kill_keeps_every_durable_trial(
+    tmp_path: Path, backend: str, script: Callable[..., Script]
+) -> None:
     """After kill -9 the publisher completes the task with every acknowledged trial, and ends."""
     code = """
         async def main():
@@ -382,7 +388,9 @@ def test_kill_keeps_every_durable_trial(tmp_path: Path, backend: str, script: Ca
     assert reader.losses == ()
 
 
-def test_the_publisher_is_not_in_the_terminals_group(tmp_path: Path, script: Callable[..., Script]) -> None:
+def test_the_publisher_is_not_in_the_terminals_group(
+    tmp_path: Path, script: Callable[..., Script]
+) -> None:
     """The child has a session of its own and the lowest priority, and ends with its work."""
     code = """
         async def main():
@@ -435,7 +443,9 @@ async def test_the_publisher_is_restarted(tmp_path: Path) -> None:
 
 @pytest.mark.leaves_files
 @pytest.mark.anyio
-async def test_a_publisher_that_always_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_publisher_that_always_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After repeated deaths the journal stays, the task stays readable, and the recorder says so."""
     from trialstore import PublishFailed
     from trialstore._recording import publisher

@@ -141,7 +141,7 @@ def test_frames_come_back_as_they_were_written(
 
 def test_samples_are_passed_through_without_a_copy() -> None:
     """The pieces to write hold the very objects that were given."""
-    body = [bytearray(100), memoryview(bytes(7))]
+    body: list[bytearray | memoryview] = [bytearray(100), memoryview(bytes(7))]
     pieces, _ = journal.encode_frame(
         FrameType.CHUNKS, b"{}", body, seq=1, synced_to=0, previous=0, salt=0
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-import anyio
 import anyio.to_thread
 import numpy as np
 import pytest

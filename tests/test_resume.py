@@ -9,7 +9,6 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-import anyio
 import anyio.to_thread
 import h5py
 import numpy as np
@@ -32,7 +31,9 @@ async def record(root: Path, first: int, count: int, *, resume: bool, **options:
     async with Storage(root, **options) as storage:  # type: ignore[arg-type]
         storage.subject_id = "p0"
         info = {"emg": ArrayInfo(rate=100.0, unit="mV")}
-        opening = storage.resume_task("reach") if resume else storage.create_task("reach", arrays=info)
+        opening = (
+            storage.resume_task("reach") if resume else storage.create_task("reach", arrays=info)
+        )
         async with opening as task:
             for number in range(first, first + count):
                 await task.append("emg", np.full((2, 4), number))
@@ -141,7 +142,10 @@ async def main():
     async with Storage(root) as storage:
         storage.subject_id = "p0"
         info = {"emg": ArrayInfo(rate=100.0, unit="mV")}
-        opening = storage.resume_task("reach") if first else storage.create_task("reach", arrays=info)
+        if first:
+            opening = storage.resume_task("reach")
+        else:
+            opening = storage.create_task("reach", arrays=info)
         async with opening as task:
             for number in range(first, 1_000_000):
                 await task.append("emg", np.full((2, 4), number))

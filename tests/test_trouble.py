@@ -217,7 +217,9 @@ async def test_flush_has_an_end(tmp_path: Path) -> None:
     await anyio.to_thread.run_sync(look)
 
 
-async def test_a_hook_that_fails_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_hook_that_fails_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """An exception in `on_trouble` does not end the writer."""
     disk = SickDisk()
 

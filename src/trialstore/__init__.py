@@ -5,7 +5,8 @@ The road of a trial, and where to look:
 ```
  experiment loop       one background task      one child process       any script
  task.write(trial) ─┐
- task.append(...)  ─┴▶ bounded queue ─▶ journal ─────────▶ trials.csv, NAME.hdf5 ─▶ DataFrame, ndarray
+ task.append(...)  ─┴▶ bounded queue ─▶ journal ─────────▶ trials.csv, NAME.hdf5 ─▶ DataFrame,
+ ndarray
    ACCEPTED               WRITTEN ─▶ DURABLE ────────────▶ PUBLISHED
 
  design.py              what an experiment fills: Design, Block, Trial, Array, ArrayInfo
@@ -13,8 +14,8 @@ The road of a trial, and where to look:
  _recording/            queue, writer task, worker thread, handle on the child
  _ondisk/               bytes and files: journal, manifest, tables, names, the door to the disk
  _publishing/           the child: journal in, verified plain files out; the only writer of HDF5
- _reading/              StorageReader, TaskReader: ordinary synchronous calls, on any task at any time
- _errors.py             every exception, drawn as a tree
+ _reading/              StorageReader, TaskReader: ordinary synchronous calls, on any task at any
+ time _errors.py             every exception, drawn as a tree
 ```
 
 Importing this package loads none of them; each name is loaded when it is first used.
@@ -86,7 +87,14 @@ __all__ = [
 
 _HOMES = {
     "_errors": (
-        *("DamagedData", "FormatError", "InvalidName", "InvalidTrial", "PublishFailed", "QueueFull"),
+        *(
+            "DamagedData",
+            "FormatError",
+            "InvalidName",
+            "InvalidTrial",
+            "PublishFailed",
+            "QueueFull",
+        ),
         *("StorageError", "TaskExists", "TaskLocked", "TaskNotFound", "UntrustedPickle"),
         "WriteFailed",
     ),

@@ -1,6 +1,7 @@
 """The recording half of the public interface: composition, checks at the call, and docstrings.
 
-What happens behind it stands in ``_recording``; the road of a trial is drawn in the package's docstring.
+What happens behind it stands in ``_recording``; the road of a trial is drawn in the package's
+docstring.
 """
 
 from __future__ import annotations
@@ -47,20 +48,22 @@ _POLICIES = ("wait", "raise", "drop")
 class Storage(StorageReader):
     """Records experiments, and reads what was recorded.
 
-    Guarantee: no call on the event loop waits for the disk, and every trial that was accepted is durable,
-    or named in an exception, when ``async with`` is left.
+    Guarantee: no call on the event loop waits for the disk, and every trial that was accepted is
+    durable, or named in an exception, when ``async with`` is left.
 
     Parameters
     ----------
     root : path, optional
         Folder of the data; created when recording starts.
     allow_overwrite : bool, optional
-        `create_task` moves an older task of that name to the trash (``ROOT.trash``) instead of raising.
+        `create_task` moves an older task of that name to the trash (``ROOT.trash``) instead of
+        raising.
     queue_bytes : int, optional
         Bound of the queue between experiment and disk, in bytes; what is not durable yet counts.
     on_full : {'wait', 'raise', 'drop'}, optional
-        What `TaskWriter.write` and `TaskWriter.append` do when the queue has no room: wait for it, raise
-        `QueueFull`, or refuse the newest, which is counted and stored with the data as a `Loss`.
+        What `TaskWriter.write` and `TaskWriter.append` do when the queue has no room: wait for it,
+        raise `QueueFull`, or refuse the newest, which is counted and stored with the data as a
+        `Loss`.
     fallback_root : path or None, optional
         Folder on another disk, where recording goes on when the first one fails.
     keep_journal : bool, optional
@@ -103,7 +106,9 @@ class Storage(StorageReader):
         if type(queue_bytes) is not int or queue_bytes < 1:
             raise StorageError(f"queue_bytes must be a positive int, not {queue_bytes!r}")
         if not close_timeout > 0:
-            raise StorageError(f"close_timeout must be a positive number of seconds, not {close_timeout!r}")
+            raise StorageError(
+                f"close_timeout must be a positive number of seconds, not {close_timeout!r}"
+            )
         self.allow_overwrite = bool(allow_overwrite)
         self._tasks: TaskGroup | None = None
         self._recorder = Recorder(
@@ -177,7 +182,8 @@ class Storage(StorageReader):
         metadata : Mapping, optional
             Anything JSON can hold; stored in the manifest.
         arrays : Mapping, optional
-            Declares arrays by name: sampling rate, unit, channels, dims. Others may be written as well.
+            Declares arrays by name: sampling rate, unit, channels, dims. Others may be written as
+            well.
         repeat : bool, optional
             Take the next free name (``reach_run-02``) instead of raising.
 
@@ -186,7 +192,8 @@ class Storage(StorageReader):
         InvalidName, InvalidTrial
             At once, if a name or the metadata cannot be stored.
         StorageError
-            At once, if no subject is set or the Storage is not entered; when awaited, if the disk refuses.
+            At once, if no subject is set or the Storage is not entered; when awaited, if the disk
+            refuses.
         TaskExists
             When awaited, if the subject has started the task before.
         TaskLocked
@@ -194,7 +201,9 @@ class Storage(StorageReader):
         """
         name = check_name(task_id, "task")
         described = _plain_metadata(metadata or {})
-        declared = {check_name(key, "array"): _info(key, info) for key, info in (arrays or {}).items()}
+        declared = {
+            check_name(key, "array"): _info(key, info) for key, info in (arrays or {}).items()
+        }
         place = self._recorder.place(self._require_subject())
         overwrite = self.allow_overwrite
         return TaskOpening(
@@ -221,7 +230,8 @@ class Storage(StorageReader):
         TaskNotFound
             When awaited, if the subject has not started the task.
         TaskLocked
-            When awaited, if another recorder has it; the message names host, process and since when.
+            When awaited, if another recorder has it; the message names host, process and since
+            when.
         FormatError, DamagedData
             When awaited, if the task is not trialstore's, or its manifest is damaged.
         """
@@ -294,7 +304,9 @@ class TaskOpening:
     async def _open(self) -> TaskWriter:
         prepare, self._prepare = self._prepare, None
         if prepare is None:
-            raise StorageError("this task was opened already: call create_task or resume_task again")
+            raise StorageError(
+                "this task was opened already: call create_task or resume_task again"
+            )
         return TaskWriter(self._recorder, await self._recorder.open_task(prepare))
 
 
@@ -402,8 +414,9 @@ class TaskWriter:
         name : str
             Name of the array.
         chunk : array_like
-            Samples; copied. Shape and dtype must fit the chunks before it (and `ArrayInfo`, if the array
-            was declared); chunks are stacked along ``stack_axis`` (default 1, as AxoPy's ``hstack``).
+            Samples; copied. Shape and dtype must fit the chunks before it (and `ArrayInfo`, if the
+            array was declared); chunks are stacked along ``stack_axis`` (default 1, as AxoPy's
+            ``hstack``).
 
         Raises
         ------
@@ -429,8 +442,8 @@ class TaskWriter:
     async def pickle(self, obj: object, name: str) -> None:
         """Store an object as ``NAME.pkl``; durable when this returns.
 
-        An older pickle of that name goes to the trash. Reading it back accepts plain containers, NumPy
-        and pandas objects; anything else must be asked for with ``trusted=True``.
+        An older pickle of that name goes to the trash. Reading it back accepts plain containers,
+        NumPy and pandas objects; anything else must be asked for with ``trusted=True``.
 
         Raises
         ------
@@ -534,7 +547,9 @@ class TrialWriter:
 
 def _info(name: str, info: object) -> ArrayInfo:
     if not isinstance(info, ArrayInfo):
-        raise InvalidTrial(f"array {name!r} must be declared with ArrayInfo, not {type(info).__name__}")
+        raise InvalidTrial(
+            f"array {name!r} must be declared with ArrayInfo, not {type(info).__name__}"
+        )
     return info
 
 
@@ -550,7 +565,7 @@ def _plain_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _publish_here(folder: Path, options: dict[str, Any]) -> None:
-    from trialstore._publishing.service import publish_once  # noqa: PLC0415 - loads h5py
+    from trialstore._publishing.service import publish_once
 
     publish_once(folder, options)
 

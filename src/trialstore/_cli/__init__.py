@@ -18,14 +18,19 @@ import sys
 
 #: The packages of the extra ``cli``.
 _EXTRA = ("matplotlib", "rich", "typer")
+#: Exit code, as a shell tells of a program that Ctrl-C ended.
+INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command; without the extra ``cli``, say in one line how to install it and exit with 1."""
+    """Run the command; without the extra ``cli``, say in one line how to install it."""
     missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
     if missing:
         sys.exit(
             f"trialstore: the command needs {' and '.join(missing)}, which"
             f" {'is' if len(missing) == 1 else 'are'} not installed: pip install 'trialstore[cli]'"
         )
-    importlib.import_module("trialstore._cli.demo").app()
+    try:
+        importlib.import_module("trialstore._cli.demo").app()
+    except KeyboardInterrupt:  # before a command had begun
+        sys.exit(INTERRUPTED)

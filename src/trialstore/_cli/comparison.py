@@ -61,4 +61,3 @@ def _in_samples(reader: TaskReader, array: str, takes: Sequence[Take]) -> Iterat
             )
         elif odd := int(np.count_nonzero(found != played)):
             yield f"trial {number}: {odd} of {played.size} samples differ"
-

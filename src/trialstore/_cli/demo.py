@@ -20,12 +20,11 @@ from rich.console import Console
 from rich.text import Text
 
 from trialstore import InvalidName, StorageError, StorageReader, TaskReader
-from trialstore._cli import ecg, report
+from trialstore._cli import INTERRUPTED, ecg, report
 from trialstore._cli.comparison import differences
-from trialstore._cli.playback import ARRAY, Playback, Plan, play
+from trialstore._cli.playback import ARRAY, Plan, Playback, play
 
 _DEFAULT_ROOT: Final = Path("trialstore-demo")
-_INTERRUPTED: Final = 130  # as a shell tells of a program that Ctrl-C ended
 
 app = typer.Typer(
     add_completion=False,
@@ -87,7 +86,10 @@ def demo(
     subject: Annotated[str, typer.Option(help="Name of the subject.")] = "p0",
     root: Annotated[
         Path | None,
-        typer.Option(help=f"Folder to record into; a second run is kept beside the first. [default: {_DEFAULT_ROOT}]"),
+        typer.Option(
+            help="Folder to record into; runs are kept beside one another."
+            f"  [default: {_DEFAULT_ROOT}]"
+        ),
     ] = None,
     keep: Annotated[
         bool, typer.Option(help="Keep the data, or record into a temporary folder.")
@@ -100,10 +102,13 @@ def demo(
     recording = ecg.load()
     if seconds > recording.seconds:
         raise typer.BadParameter(
-            f"the recording is {recording.seconds:g} s long, not {seconds:g}", param_hint="'--seconds'"
+            f"the recording is {recording.seconds:g} s long, not {seconds:g}",
+            param_hint="'--seconds'",
         )
     if root is not None and not keep:
-        raise typer.BadParameter("--root keeps the data; leave one of the two out", param_hint="'--no-keep'")
+        raise typer.BadParameter(
+            "--root keeps the data; leave one of the two out", param_hint="'--no-keep'"
+        )
     _check_place(root or _DEFAULT_ROOT, subject)
     takes = ecg.cut(recording, seconds, trial_seconds)
     place = (root or _DEFAULT_ROOT) if keep else Path(tempfile.mkdtemp(prefix="trialstore-demo-"))
@@ -135,9 +140,9 @@ def run(playback: Playback, backend: str, console: Console, pictures: Path) -> i
         return examine(playback, console, pictures)
     except KeyboardInterrupt:
         _tell_interrupted(playback, console)
-        return _INTERRUPTED
+        return INTERRUPTED
     except (StorageError, OSError) as error:
-        console.print(Text(f"{type(error).__name__}: {error}", style="bold red"))
+        console.print(Text(f"{type(error).__name__}: {error}", style="bold red"), soft_wrap=True)
         return 1
 
 
@@ -167,17 +172,19 @@ def examine(playback: Playback, console: Console, pictures: Path) -> int:
     assert playback.folder is not None
     plan, reader = playback.plan, TaskReader(playback.folder)
     found = differences(reader, ARRAY, plan.takes)
+    console.print()
     if found:
         console.print(report.verdict(plan, found))
         console.print(Text(f"The data is in {str(reader.root)!r}."), soft_wrap=True)
         return 1
-    console.print(report.trials_table(reader.trials))
-    console.print()
-    console.print(report.verdict(plan, found))
-    console.print(report.summary(playback))
-    console.print()
-    console.print(report.files(plan, reader.root))
-    console.print()
+    for part in (
+        report.trials_table(reader.trials),
+        report.verdict(plan, found),
+        report.summary(playback),
+        report.files(plan, reader.root),
+    ):
+        console.print(part)
+        console.print()
     picture = pictures / f"{plan.subject}-{reader.root.name}.png"
     draw(playback, reader, picture)
     console.print(Text(f"Plot: {picture}"), soft_wrap=True)
@@ -189,11 +196,6 @@ def _tell_interrupted(playback: Playback, console: Console) -> None:
         console.print("Interrupted before anything was recorded.")
         return
     reader = TaskReader(playback.folder)
-    console.print(
-        Text(
-            f"Interrupted. {len(reader.trials)} trials are safe in {str(reader.root)!r}"
-            f" (status {reader.status}).",
-            style="bold",
-        ),
-        soft_wrap=True,
-    )
+    safe = report.counted(len(reader.trials), "trial")
+    message = f"Interrupted. {safe} safe in {str(reader.root)!r} (status {reader.status})."
+    console.print(Text(message, style="bold"), soft_wrap=True)

@@ -1,6 +1,7 @@
 """The recording that the demo plays: a real electrocardiogram, cut into trials.
 
-Record 208 of the MIT-BIH Arrhythmia Database; source and licence stand in ``README.md`` beside this file.
+Record 208 of the MIT-BIH Arrhythmia Database; source and licence stand in ``README.md`` beside this
+file.
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ class Playback:
     ----------
     folder : pathlib.Path or None
         Folder of the task, from its creation on.
-    played : int
-        Samples handed over so far.
+    ends : list of int
+        For each chunk that was handed over, the number of samples played by then.
     lateness : list of float
         For each chunk, by how many seconds the loop came later than it was due.
     statistics : Statistics
@@ -72,16 +72,21 @@ class Playback:
 
     plan: Plan
     folder: Path | None = None
-    played: int = 0
+    ends: list[int] = field(default_factory=list)
     lateness: list[float] = field(default_factory=list)
     statistics: Statistics = field(default_factory=Statistics)
+
+    @property
+    def played(self) -> int:
+        """Samples handed over so far."""
+        return self.ends[-1] if self.ends else 0
 
 
 async def play(playback: Playback, on_idle: Callable[[], None]) -> None:
     """Record the plan's trials; return when they are published.
 
-    Guarantee: chunk after chunk is handed over when its last sample would have been taken, or as soon
-    after that as the event loop gets there; how late it was is noted.
+    Guarantee: chunk after chunk is handed over when its last sample would have been taken, or as
+    soon after that as the event loop gets there; how late it was is noted.
 
     Parameters
     ----------
@@ -106,19 +111,22 @@ async def play(playback: Playback, on_idle: Callable[[], None]) -> None:
         async with storage:
             storage.subject_id = plan.subject
             async with storage.create_task(
-                TASK, metadata={**ecg.SOURCE, "speed": plan.speed}, arrays={ARRAY: info}, repeat=True
+                TASK,
+                metadata={**ecg.SOURCE, "speed": plan.speed},
+                arrays={ARRAY: info},
+                repeat=True,
             ) as task:
                 playback.folder = task.root
                 began = anyio.current_time()
                 for take in plan.takes:
                     for start in range(0, len(take.adc), CHUNK_SAMPLES):
                         chunk = take.adc[start : start + CHUNK_SAMPLES]
-                        taken = playback.played + len(chunk)
-                        due = began + taken / plan.rate / plan.speed
+                        end = playback.played + len(chunk)
+                        due = began + end / plan.rate / plan.speed
                         await anyio.sleep_until(due)
                         playback.lateness.append(anyio.current_time() - due)
                         await task.append(ARRAY, chunk[np.newaxis])
-                        playback.played = taken
+                        playback.ends.append(end)
                         playback.statistics = storage.statistics()
                         on_idle()
                     await task.write(take.attrs)

@@ -41,7 +41,9 @@ def draw(playback: Playback, reader: TaskReader, path: Path) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     _draw_signal(upper, playback, reader)
     _draw_lateness(lower, playback)
-    figure.suptitle(f"{ecg.SOURCE['source']}\nrecorded as {reader.root.parent.name}/{reader.root.name}")
+    figure.suptitle(
+        f"{ecg.SOURCE['source']}\nrecorded as {reader.root.parent.name}/{reader.root.name}"
+    )
     figure.savefig(path, dpi=120)
 
 
@@ -79,7 +81,8 @@ def _label(axes: Axes, trials: pd.DataFrame, rate: float) -> None:
 
 def _draw_lateness(axes: Axes, playback: Playback) -> None:
     plan, late = playback.plan, Lateness.of(playback.lateness)
-    axes.vlines(_due(playback), 0, 1e3 * np.asarray(playback.lateness), color=_LATE, linewidth=0.9)
+    due = np.asarray(playback.ends) / plan.rate
+    axes.vlines(due, 0, 1e3 * np.asarray(playback.lateness), color=_LATE, linewidth=0.9)
     axes.axhline(late.p99, color=_BORDER, linewidth=0.8)
     axes.set_xlim(0, plan.samples / plan.rate)
     axes.set_ylim(bottom=0)
@@ -91,13 +94,3 @@ def _draw_lateness(axes: Axes, playback: Playback) -> None:
         loc="left",
         fontsize="medium",
     )
-
-
-def _due(playback: Playback) -> list[float]:
-    """When each chunk was due, in seconds of the recording."""
-    due, end = [], 0
-    for take in playback.plan.takes:
-        for start in range(0, len(take.adc), CHUNK_SAMPLES):
-            due.append((end + min(start + CHUNK_SAMPLES, len(take.adc))) / playback.plan.rate)
-        end += len(take.adc)
-    return due

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -22,11 +21,12 @@ from trialstore._cli.playback import CHUNK_SAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     import pandas as pd
     from rich.console import Console, RenderableType
 
-    from trialstore._cli.playback import Playback, Plan
+    from trialstore._cli.playback import Plan, Playback
 
 _BAR_WIDTH: Final = 40
 _REFRESH_SECONDS: Final = 0.1
@@ -57,21 +57,24 @@ class Lateness(NamedTuple):
         return cls(float(np.median(ms)), float(np.percentile(ms, 99)), float(ms.max()))
 
     def __str__(self) -> str:
-        return (
-            f"median {self.median:.2f} ms, 99 % within {self.p99:.2f} ms, at most {self.worst:.2f} ms"
-        )
+        return f"{self.median:.2f} ms (median), {self.p99:.2f} ms (99 %), {self.worst:.2f} ms (max)"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words: ``1 trial``, ``5 trials``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def introduction(plan: Plan, backend: str) -> Text:
     """Say what is going to happen."""
-    seconds, count = plan.samples / plan.rate, len(plan.takes)
+    pace = "in real time" if plan.speed == 1 else f"at {plan.speed:g} times its speed"
+    every = 1e3 * CHUNK_SAMPLES / plan.rate / plan.speed
     return Text.assemble(
-        ("trialstore demo", "bold"),
-        f": {seconds:g} s of a real electrocardiogram, {count} trial{'s' if count > 1 else ''},"
-        f" at {plan.speed:g} times its speed, on {backend}.\n",
-        f"{CHUNK_SAMPLES} samples ({1e3 * CHUNK_SAMPLES / plan.rate / plan.speed:.3g} ms) at a time"
-        " are appended to the open trial.\n",
-        (f"{ecg.SOURCE['source']}; doi:{ecg.SOURCE['doi']}, {ecg.SOURCE['licence']}\n", "dim"),
+        ("trialstore demo\n", "bold"),
+        f"{plan.samples / plan.rate:g} s of a real electrocardiogram are played {pace}"
+        f" ({backend}),\n{CHUNK_SAMPLES} samples every {every:.3g} ms, and recorded as"
+        f" {counted(len(plan.takes), 'trial')}.\n",
+        (f"{ecg.SOURCE['source']}\ndoi:{ecg.SOURCE['doi']}, {ecg.SOURCE['licence']}\n", "dim"),
     )
 
 
@@ -79,14 +82,12 @@ def introduction(plan: Plan, backend: str) -> Text:
 def live(playback: Playback, console: Console) -> Iterator[Callable[[], None]]:
     """Show how a playback goes until the context is left.
 
-    A thread of its own draws: a slow terminal must not hold the event loop up. Give what this yields to
-    `play`, so that the thread draws when the loop has just gone to sleep; if it drew at any time, the loop
-    would often have to wait for the interpreter lock, and the demo would measure its own display.
+    A thread of its own draws: a slow terminal must not hold the event loop up. What this yields is
+    for `play` to call: the thread draws when the loop has just gone to sleep. If it drew at any
+    time, the loop would often wait for the interpreter lock, and the demo measure its own display.
     """
     idle, end = threading.Event(), threading.Event()
-    display = Live(
-        get_renderable=lambda: _progress(playback), console=console, auto_refresh=False
-    )
+    display = Live(get_renderable=lambda: _progress(playback), console=console, auto_refresh=False)
 
     def draw() -> None:
         while not end.wait(_REFRESH_SECONDS):
@@ -116,7 +117,7 @@ def _progress(playback: Playback) -> RenderableType:
     for title in ("", "accepted", "written", "durable", "published"):
         levels.add_column(title, justify="right" if title else "left", header_style="bold")
     levels.add_row("trials", *(str(count) for count in statistics.trials))
-    return Group(bar, Text(), levels, Text(), _figures(playback), Text())
+    return Group(bar, Text(), levels, Text(), _figures(playback))
 
 
 def _figures(playback: Playback) -> Table:
@@ -147,7 +148,9 @@ def trials_table(trials: pd.DataFrame) -> Table:
         half = _TABLE_ROWS // 2
         rows = [*rows[:half], ["..."] * len(trials.columns), *rows[-half:]]
     for row in rows:
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
+        table.add_row(
+            *(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row)
+        )
     return table
 
 
@@ -155,8 +158,8 @@ def verdict(plan: Plan, differences: Sequence[str]) -> Text:
     """Say whether what was read back is what was played."""
     if not differences:
         return Text(
-            f"{len(plan.takes)} rows and {plan.samples} samples were read back and compared with the"
-            " source, bit by bit: all equal.\n",
+            f"Read back {counted(len(plan.takes), 'row')} and {counted(plan.samples, 'sample')}:"
+            " bit by bit what was played.",
             style="green",
         )
     shown = [f"  {difference}\n" for difference in differences[:_DIFFERENCES]]
@@ -170,14 +173,15 @@ def summary(playback: Playback) -> Table:
     statistics = playback.statistics
     table = Table.grid(padding=(0, 2))
     table.add_row(
-        "event loop",
-        f"{len(playback.lateness)} chunks came late by: {Lateness.of(playback.lateness)}",
+        "loop",
+        f"{counted(len(playback.lateness), 'chunk')}, late by {Lateness.of(playback.lateness)}",
     )
-    table.add_row("", f"longest time a call of trialstore held it: {statistics.longest_hold * 1e3:.2f} ms")
+    table.add_row("", f"longest call of trialstore {1e3 * statistics.longest_hold:.2f} ms")
     table.add_row(
-        "recorder",
-        f"{statistics.batches} commits, at most {statistics.longest_to_durable * 1e3:.0f} ms from"
-        f" accepted to durable, queue at most {decimal(statistics.queue_peak)}",
+        "disk",
+        f"{counted(statistics.batches, 'commit')}, accepted to durable in"
+        f" {1e3 * statistics.longest_to_durable:.0f} ms at most,"
+        f" queue peak {decimal(statistics.queue_peak)}",
     )
     return table
 

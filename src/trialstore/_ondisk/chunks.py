@@ -1,7 +1,7 @@
 """What a chunk of samples is: which dtypes can be kept, and how chunks become one array.
 
-The rule for joining is AxoPy's (``axopy.design.Array``), which is NumPy's: a single chunk stays as it
-is; several are joined by ``vstack``, ``hstack`` or ``dstack`` for ``stack_axis`` 0, 1 or 2.
+The rule for joining is AxoPy's (``axopy.design.Array``), which is NumPy's: a single chunk stays as
+it is; several are joined by ``vstack``, ``hstack`` or ``dstack`` for ``stack_axis`` 0, 1 or 2.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     Shape = tuple[int, ...]
 
-#: Bytes of one verified block of a published array: small enough that a window of a long trial reads
-#: little more than itself, large enough that a manifest of 100 000 blocks stays a few megabytes.
+#: Bytes of one verified block of a published array: small enough that a window of a long trial
+#: reads little more than itself, large enough that a manifest of 100 000 blocks stays a few
+#: megabytes.
 BLOCK_BYTES: Final = 256 * 1024
 
 #: HDF5's own limits: H5S_MAX_RANK, and 64 KiB for the description of a type (1000 fields fit it).
@@ -88,6 +89,12 @@ def opaque(array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype.names is None:
         return array
     return array.view(np.dtype((np.void, array.dtype.itemsize)))
+
+
+def restored(joined: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Give what NumPy has joined of `opaque` arrays its dtype back, byte order included."""
+    joined = np.ascontiguousarray(joined)
+    return joined.astype(dtype, copy=False) if dtype.names is None else joined.view(dtype)
 
 
 def dtype_to_json(dtype: np.dtype[Any]) -> object:
@@ -168,8 +175,7 @@ def join(chunks: Sequence[NDArray[Any]], stack_axis: int) -> NDArray[Any]:
         return np.ascontiguousarray(opaque(chunks[0])).view(dtype).reshape(chunks[0].shape)
     if any(chunk.dtype != dtype for chunk in chunks):
         return np.ascontiguousarray(_JOIN[stack_axis](chunks))
-    joined = _JOIN[stack_axis]([opaque(chunk) for chunk in chunks])
-    return np.ascontiguousarray(joined).view(dtype)
+    return restored(_JOIN[stack_axis]([opaque(chunk) for chunk in chunks]), dtype)
 
 
 def nbytes(shape: Shape, dtype: np.dtype[Any]) -> int:
@@ -215,7 +221,8 @@ def slabs(
 ) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yield the array that `pieces` become in slabs of `length` samples, with the first sample of each.
 
-    Holds one slab and one piece at a time, however long the array is. The slab is used again: copy it to keep.
+    Holds one slab and one piece at a time, however long the array is. The slab is used again: copy
+    it to keep.
 
     Parameters
     ----------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import stat
 import sys
 import time
@@ -83,8 +84,8 @@ class Disk:
     def write(self, fd: int, pieces: Sequence[Buffer]) -> None:
         """Append every byte of `pieces`; goes on after a short write.
 
-        A short write comes before ENOSPC, so the next turn meets the error itself. The pieces go to the
-        kernel as they are: joining them first would hold the interpreter lock.
+        A short write comes before ENOSPC, so the next turn meets the error itself. The pieces go to
+        the kernel as they are: joining them first would hold the interpreter lock.
         """
         if not hasattr(os, "writev"):  # pragma: no cover - Windows only
             for piece in pieces:
@@ -158,6 +159,17 @@ class Disk:
         self.sync_folder(target.parent)
         if source.parent != target.parent:
             self.sync_folder(source.parent)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Let `target` keep the present bytes of `source`, which is only ever replaced by rename.
+
+        A hard link costs nothing; where the file system has none (exFAT), the bytes are copied.
+        """
+        self.remove(target)
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except (OSError, NotImplementedError):
+            shutil.copyfile(source, target, follow_symlinks=False)
 
     def remove(self, path: Path) -> None:
         """Remove one file of ours; its being gone already is fine."""
@@ -243,7 +255,7 @@ def current() -> Disk:
 @contextlib.contextmanager
 def use(disk: Disk) -> Iterator[Disk]:
     """Let every `Storage` entered inside the block write through `disk` (for tests and rehearsals)."""
-    global _current  # noqa: PLW0603 - one process has one disk at a time; a parameter would be public
+    global _current
     before, _current = _current, disk
     try:
         yield disk

@@ -1,7 +1,7 @@
 """What a frame's payload means: typed records to JSON and back, checked strictly on the way in.
 
-A journal may come from a stranger. `decode` lets out only FormatError, and nothing it returns is larger
-than the bytes it was given.
+A journal may come from a stranger. `decode` lets out only FormatError, and nothing it returns is
+larger than the bytes it was given.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Layout:
     dtype : numpy.dtype
         Of every sample, byte order included.
     shape : tuple of int or None
-        Shape of each chunk; None stands at the axis whose length each chunk tells for itself. A chunk
-        that has no such axis (1-D under ``stack_axis=0``) has length 1.
+        Shape of each chunk; None stands at the axis whose length each chunk tells for itself. A
+        chunk that has no such axis (1-D under ``stack_axis=0``) has length 1.
     stack_axis : int
         0, 1 or 2, as AxoPy's.
     """
@@ -98,7 +98,8 @@ class Opening:
     trials : int
         Number of the first trial that this session may write.
     description : dict
-        What a reader needs if the manifest is lost: subject, task, arrays, metadata, host, boot, start.
+        What a reader needs if the manifest is lost: subject, task, arrays, metadata, host, boot,
+        start.
     """
 
     session: str
@@ -215,7 +216,8 @@ Record = Opening | ChunkRun | TrialCommit | LossNote | PoisonNote | SyncMark | C
 def encode(record: Record, body: Sequence[Buffer] = ()) -> Entry:
     """Turn a record into a frame to be."""
     kind, values = _describe(record)
-    # A traceback may quote a file name that is not Unicode; the end of a session must not fail over it.
+    # A traceback may quote a file name that is not Unicode; the end of a session must not fail over
+    # it.
     return Entry(kind, _dump(values).encode("utf-8", "replace"), body)
 
 
@@ -261,7 +263,9 @@ def decode(kind: int, meta: Buffer) -> Record | None:
     try:
         values = json.loads(bytes(meta).decode())
         if b"\\u" in meta:
-            _dump(values).encode()  # refuses half characters (lone surrogates), which no file can hold
+            _dump(
+                values
+            ).encode()  # refuses half characters (lone surrogates), which no file can hold
     except (ValueError, RecursionError) as error:
         raise FormatError("a frame's description is not JSON") from error
     record = _record(known, values)
@@ -270,7 +274,7 @@ def decode(kind: int, meta: Buffer) -> Record | None:
     return record
 
 
-def _record(kind: FrameType, values: object) -> Record | None:  # noqa: PLR0911 - one per type
+def _record(kind: FrameType, values: object) -> Record | None:
     match kind, values:
         case FrameType.OPENING, {
             "session": str(session),
@@ -336,7 +340,10 @@ def _chunk_run(values: dict[str, Any]) -> ChunkRun | None:
     layout = Layout(dtype_from_json(dtype), tuple(shape), stack_axis)
     # An array without samples may still claim axes that NumPy has no index for.
     longest = max((stamp.length for stamp in stamps), default=0)
-    if math.prod(max(size, 1) for size in layout.shape_of(longest)) * layout.dtype.itemsize >= _INT64:
+    if (
+        math.prod(max(size, 1) for size in layout.shape_of(longest)) * layout.dtype.itemsize
+        >= _INT64
+    ):
         return None
     return ChunkRun(array, trial, first, layout, tuple(stamps))
 

@@ -1,10 +1,12 @@
 """Framing: bytes to frames and back, and nothing else (no files, no JSON, no trials).
 
-Written by `encode_header` and `encode_frame`, read by `parse_header` and `scan`. The layout, every MUST and
-every reason stand in ``docs/reference/format.md``; where code and page differ, one of them is wrong.
+Written by `encode_header` and `encode_frame`, read by `parse_header` and `scan`. The layout, every
+MUST and every reason stand in ``docs/reference/format.md``; where code and page differ, one of them
+is wrong.
 
-`scan` is given a ``read(offset, length)`` function and never more than it needs, so that the same code serves
-a test that cuts at every byte, a live reader that polls, and a file of a hundred gigabytes.
+`scan` is given a ``read(offset, length)`` function and never more than it needs, so that the same
+code serves a test that cuts at every byte, a live reader that polls, and a file of a hundred
+gigabytes.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 VERSION: Final = 1
 ALIGNMENT: Final = 8
 
-#: As PNG's: a byte above 127 and both line ends, so that a transfer in text mode shows (PNG spec. 5.2).
+#: As PNG's: a byte above 127 and both line ends, so that a transfer in text mode shows (PNG spec.
+#: 5.2).
 HEADER_MAGIC: Final = b"\x89TRS\r\n\x1a\n"
 FRAME_MAGIC: Final = b"\xf1TrF"
 
@@ -192,11 +195,14 @@ def parse_frame(data: Buffer, offset: int, salt: int) -> Frame | None:
     return Frame(offset, kind, seq, synced, previous, meta, meta_crc, body_crc, length, crc)
 
 
-def scan(read: Read, size: int, salt: int, start: int = HEADER_SIZE) -> Iterator[Frame | Gap | Tail]:
+def scan(
+    read: Read, size: int, salt: int, start: int = HEADER_SIZE
+) -> Iterator[Frame | Gap | Tail]:
     """Yield what the bytes ``[start, size)`` of a segment hold, in order, and a `Tail` at last.
 
-    Guarantee: for every prefix of a segment, the frames yielded are those of the whole segment that end
-    inside the prefix, each once, whether scanned at once or resumed from the offset of the last `Tail`.
+    Guarantee: for every prefix of a segment, the frames yielded are those of the whole segment that
+    end inside the prefix, each once, whether scanned at once or resumed from the offset of the last
+    `Tail`.
 
     Parameters
     ----------

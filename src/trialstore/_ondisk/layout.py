@@ -184,6 +184,14 @@ def array_names_in(task: Path) -> list[str]:
     return sorted(name for name in names if is_valid_name(name))
 
 
+def published_files(task: Path) -> list[Path]:
+    """Paths of a task's published tables, manifest and arrays, as far as they are there."""
+    tables = [task / name for name in (TRIALS, TIMING, MANIFEST)]
+    return [path for path in tables if path.exists()] + [
+        array_path(task, name) for name in array_names_in(task)
+    ]
+
+
 def list_folders(path: Path) -> list[str]:
     """Names of the folders in `path` as on disk, sorted; links and hidden ones are left out.
 

@@ -1,7 +1,8 @@
 """One writer per task: a lock that the kernel takes back when its holder dies.
 
-``flock``, because POSIX ``lockf`` is lost as soon as any code of the process opens and closes the file. The
-text inside (host, process, since when) is for the message only; the kernel's lock decides.
+``flock``, because POSIX ``lockf`` is lost as soon as any code of the process opens and closes the
+file. The text inside (host, process, since when) is for the message only; the kernel's lock
+decides.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ else:
 
 #: A reader that asks whether a task is being recorded holds the lock for microseconds.
 _PATIENCE: Final = 0.25
-_FLAGS: Final = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_FLAGS: Final = (
+    getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+)
 #: Windows locks bytes, and locked bytes cannot be read: so lock one far behind the text.
 _FAR: Final = 1 << 30
 
@@ -81,12 +84,14 @@ class Lock:
 def acquire(path: Path, role: Role, patience: float = _PATIENCE) -> Lock:
     """Take the lock at `path`, creating the file if need be.
 
-    Guarantee: at most one living process on this machine holds the lock of the file that stands at `path`.
+    Guarantee: at most one living process on this machine holds the lock of the file that stands at
+    `path`.
 
     Raises
     ------
     TaskLocked
-        If another process holds it after `patience` seconds; the message names host, process and since when.
+        If another process holds it after `patience` seconds; the message names host, process and
+        since when.
     OSError
         If the file cannot be opened, or is a link or no regular file.
     """

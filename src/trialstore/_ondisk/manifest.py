@@ -1,7 +1,8 @@
 """manifest.json: what a task is, in one file that a person can read and a program can check.
 
-It is renamed into place last, so its status is the commit point of publication. Its last member is the
-CRC-32 of everything before it: a manifest that was edited or damaged is told from one that is whole.
+It is renamed into place last, so its status is the commit point of publication. Its last member is
+the CRC-32 of everything before it: a manifest that was edited or damaged is told from one that is
+whole.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ class Manifest:
     columns : list
         For each column of ``trials.csv`` its name and the run-length coded kinds of its cells.
     files : dict
-        For each published file its size in bytes and CRC-32 (0 for files whose parts have their own).
+        For each published file its size in bytes and CRC-32 (0 for files whose parts have their
+        own).
     arrays : dict
         `ArrayRecord` of each array.
     losses : list of Loss

@@ -1,7 +1,7 @@
 """Taking a task up again: read and decide first, act after.
 
-`plan` looks and changes nothing, so that it can be printed and tested without a disk; `apply` does what the plan
-says and may be killed at any point and run again.
+`plan` looks and changes nothing, so that it can be printed and tested without a disk; `apply` does
+what the plan says and may be killed at any point and run again.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """From frames to trials: what a journal holds, followed while it grows.
 
-One `Replay` serves the live reader, the publisher and recovery, so that the three cannot disagree about what
-was recorded. It reads only, and it never loads samples until they are asked for.
+One `Replay` serves the live reader, the publisher and recovery, so that the three cannot disagree
+about what was recorded. It reads only, and it never loads samples until they are asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
     Shape = tuple[int, ...]
 
-#: A file of a few bytes can claim any number of trials: so many that are missing are named one by one.
+#: A file of a few bytes can claim any number of trials: so many that are missing are named one by
+#: one.
 _NAMED_SINGLY: Final = 100_000
 _INFINITY: Final = 2**64
 
@@ -125,8 +127,8 @@ def _loss_by(damage: Damage, trials: tuple[int, ...], what: str) -> Loss:
 class Replay:
     """Follows the segments of one task's journal.
 
-    Guarantee: a trial is given out only if its row fits its checksum, and an array of it only if every
-    chunk does; whatever was durable and is not given out is named by `losses`.
+    Guarantee: a trial is given out only if its row fits its checksum, and an array of it only if
+    every chunk does; whatever was durable and is not given out is named by `losses`.
 
     Parameters
     ----------
@@ -145,6 +147,7 @@ class Replay:
         self.trials: dict[int, JournalTrial] = {}
         self.damages: list[Damage] = []
         self._superseded: list[Loss] = []
+        self._void_after: dict[str, int] = {}
         self.synced_to = 0
         self.last_seq = 0
         self.last_crc = 0
@@ -160,7 +163,8 @@ class Replay:
         for file in self._files.values():
             file.close()
 
-    # -- following ----------------------------------------------------------------------------------
+    # -- following
+    # ----------------------------------------------------------------------------------
 
     def poll(self) -> list[JournalTrial]:
         """Read what has been appended and return the trials that were committed by it, in order.
@@ -254,6 +258,10 @@ class Replay:
     def _open(self, file: SegmentFile, state: _Session, opening: Opening) -> None:
         self.synced_to = max(self.synced_to, opening.after)
         state.end = None
+        for earlier in itertools.takewhile(lambda other: other is not file, self._files.values()):
+            # What follows there did not become durable: it is repeated here, or was never acknowledged.
+            name = earlier.path.name
+            self._void_after[name] = min(self._void_after.get(name, _INFINITY), opening.after)
         if state.opening is not None:
             return
         state.opening = opening
@@ -289,7 +297,8 @@ class Replay:
         self.trials[commit.trial] = trial
         new.append(trial)
 
-    # -- what is known by now -----------------------------------------------------------------------
+    # -- what is known by now
+    # -----------------------------------------------------------------------
 
     @property
     def count(self) -> int:
@@ -347,18 +356,21 @@ class Replay:
             return None
         return statement
 
-    # -- what is missing ----------------------------------------------------------------------------
+    # -- what is missing
+    # ----------------------------------------------------------------------------
 
     def losses(self, *, check_samples: bool = False) -> list[Loss]:
         """Everything durable that cannot be read, and everything that was refused.
 
-        Trials come one by one (the first 100 000 of them); damage that no committed trial suffers from
-        is named at the end, because a note of a loss or a chunk of the open trial may have stood there.
+        Trials come one by one (the first 100 000 of them); damage that no committed trial suffers
+        from is named at the end, because a note of a loss or a chunk of the open trial may have
+        stood there.
 
         Parameters
         ----------
         check_samples : bool, optional
-            Read every sample and check it; without it only rows and the presence of chunks are checked.
+            Read every sample and check it; without it only rows and the presence of chunks are
+            checked.
         """
         found = [loss for state in self._sessions.values() for loss in state.losses]
         found += self._superseded
@@ -377,7 +389,8 @@ class Replay:
         return found + places.unexplained()
 
     def _acknowledged_damages(self) -> list[Damage]:
-        found = [*self.damages]
+        void = self._void_after
+        found = [d for d in self.damages if d.first_seq <= void.get(d.file, _INFINITY)]
         found += [damage for file in self._files.values() if (damage := file.shortfall())]
         return [d for d in found if d.first_seq <= min(d.last_seq, self.synced_to)]
 
@@ -395,9 +408,12 @@ class Replay:
             return Loss((trial.index,), f"array {name!r}", "damaged", file, None, str(error))
         return None
 
-    # -- samples ------------------------------------------------------------------------------------
+    # -- samples
+    # ------------------------------------------------------------------------------------
 
-    def layout_of(self, trial: JournalTrial, name: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    def layout_of(
+        self, trial: JournalTrial, name: str
+    ) -> tuple[tuple[int, ...], np.dtype[Any], int]:
         """Shape, dtype and stack axis of one array of a trial, from descriptions alone.
 
         Raises
@@ -442,9 +458,10 @@ class Replay:
             As `chunks`, for the chunks that the window touches.
         """
         shape, dtype, stack_axis = self.layout_of(trial, name)
+        if not shape:  # a scalar has no samples to choose from
+            return next(self.chunks(trial, name)).data
         axis = chunks.samples_axis(len(shape), stack_axis)
-        size = shape[axis] if shape else 1
-        start, stop = min(start, size), min(stop, size)
+        start, stop = min(start, shape[axis]), min(stop, shape[axis])
         count = trial.commit.arrays[name][0]
         parts: list[NDArray[Any]] = []
         at = 0
@@ -454,7 +471,9 @@ class Replay:
                 for stamp in run.stamps
             ]
             if at < stop and at + sum(lengths) > start:
-                for chunk, length in zip(self._chunks([ref], trial.index, name), lengths, strict=True):
+                for chunk, length in zip(
+                    self._chunks([ref], trial.index, name), lengths, strict=True
+                ):
                     first, last = max(start - at, 0), min(stop - at, length)
                     if first < last:
                         whole = chunks.as_part(chunk.data, count, stack_axis)
@@ -464,7 +483,8 @@ class Replay:
                 at += sum(lengths)
         if not parts:
             return np.empty((*shape[:axis], 0, *shape[axis + 1 :]), dtype)
-        return np.concatenate(parts, axis) if shape else parts[0]
+        joined = np.concatenate([chunks.opaque(part) for part in parts], axis)
+        return chunks.restored(joined, dtype)
 
     def loose_chunks(self, refs: Sequence[ChunkRef], trial: int, name: str) -> Iterator[Chunk]:
         """Yield chunks of a trial that was never committed; raises DamagedData as `chunks` does."""

@@ -31,8 +31,8 @@ class Damage:
     file : str
         Name of the segment.
     first_seq, last_seq : int
-        Numbers of the frames concerned; none if ``last_seq < first_seq``. ``first_seq`` is 0 where the
-        segment itself does not tell it.
+        Numbers of the frames concerned; none if ``last_seq < first_seq``. ``first_seq`` is 0 where
+        the segment itself does not tell it.
     byte_range : tuple of int
         Where in the segment, first byte and byte after the last.
     evidence : str
@@ -180,7 +180,9 @@ class SegmentFile:
         gap, self._gap = self._gap, None
         if self.last_seq is not None and frame.seq != self.last_seq + 1:
             start = gap.offset if gap else frame.offset
-            yield self._damage(self.last_seq + 1, frame.seq - 1, start, frame.offset, "frames missing")
+            yield self._damage(
+                self.last_seq + 1, frame.seq - 1, start, frame.offset, "frames missing"
+            )
         elif gap is not None and self.last_seq is not None:
             yield self._damage(frame.seq, frame.seq - 1, gap.offset, gap.end, "foreign bytes")
         elif gap is not None:
@@ -235,4 +237,3 @@ class SegmentFile:
                 self.path,
             )
         return body
-

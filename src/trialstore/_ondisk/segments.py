@@ -1,8 +1,8 @@
 """The writing end of a task's journal: append, sync, and go on elsewhere when the disk fails.
 
-A segment is never reopened. After an error it is poisoned: no second fsync is asked of that descriptor, because
-Linux answers the next one with success and loses the pages (reliability.md, 1.5); everything that is not yet
-durable is written again, from memory, to a new segment.
+A segment is never reopened. After an error it is poisoned: no second fsync is asked of that
+descriptor, because Linux answers the next one with success and loses the pages (reliability.md,
+1.5); everything that is not yet durable is written again, from memory, to a new segment.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Segment:
     def commit(self, entries: Sequence[Entry], trials: int) -> None:
         """Append `entries` and make them durable, or raise OSError; then nothing is known of them.
 
-        Guarantee: when this returns, the bytes of every entry are in the file that stands at `path`, and
-        the disk has said so.
+        Guarantee: when this returns, the bytes of every entry are in the file that stands at
+        `path`, and the disk has said so.
         """
         seq, previous, offset = self._seq, self._previous, self._offset
         pieces: list[Buffer] = []
@@ -90,7 +90,9 @@ class Segment:
             pieces += framed
         # Somebody's stray close() may have given our number to another file: never write into that.
         if not all(self._disk.identity(fd) == identity for fd, identity in self._descriptors()):
-            raise OSError(errno.EBADF, "the journal's descriptor is not ours any more", str(self.path))
+            raise OSError(
+                errno.EBADF, "the journal's descriptor is not ours any more", str(self.path)
+            )
         self._disk.write(self._fd, pieces)
         self._disk.sync(self._fd)
         if self._disk.identity_at(self.path) != self._identity:
@@ -112,7 +114,8 @@ class Segment:
             chain=self._previous,
             monotonic_ns=time.monotonic_ns(),
         )
-        # The witness is evidence beside the journal; the trials are durable whether it can be written or not.
+        # The witness is evidence beside the journal; the trials are durable whether it can be
+        # written or not.
         with contextlib.suppress(OSError):
             self._disk.write_at(self._witness_fd, statement.encode(), statement.position)
 

@@ -1,8 +1,8 @@
 """The witness: how far the journal was durable, told from outside the journal.
 
-A journal cut exactly between two frames looks whole. Two slots of one sector each, written in turn after each
-commit and never synced, tell that more was there: 40 of 5 824 cuts were silent without it, none with it
-(reliability.md, section 0). Layout and reasons: ``docs/reference/format.md``.
+A journal cut exactly between two frames looks whole. Two slots of one sector each, written in turn
+after each commit and never synced, tell that more was there: 40 of 5 824 cuts were silent without
+it, none with it (reliability.md, section 0). Layout and reasons: ``docs/reference/format.md``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Witness:
     Parameters
     ----------
     count : int
-        How many statements there were; the higher of two slots is the newer, and its parity is its slot.
+        How many statements there were; the higher of two slots is the newer, and its parity is its
+        slot.
     session : bytes
         The recording session's uuid, 16 bytes.
     boot : bytes

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 #: Samples are moved in slabs of about this size, so that a trial of an hour needs no more memory.
 _SLAB_BYTES: Final = 32 * 2**20
-#: Written bytes are synced and read back in portions of about this size while recording goes on, so that
-#: closing a task costs its last seconds and not its length.
+#: Written bytes are synced and read back in portions of about this size while recording goes on, so
+#: that closing a task costs its last seconds and not its length.
 _CHECK_BYTES: Final = 64 * 2**20
 _TIMING_DTYPE: Final = np.dtype(np.int64)
 
@@ -50,8 +50,8 @@ class _Written:
 class ArrayBuilder:
     """Builds ``NAME.hdf5`` trial by trial.
 
-    Guarantee: `finish` returns only after every dataset's bytes were synced, read back from the file and
-    found equal to the journal's.
+    Guarantee: `finish` returns only after every dataset's bytes were synced, read back from the
+    file and found equal to the journal's.
 
     Parameters
     ----------
@@ -159,10 +159,11 @@ class ArrayBuilder:
 
     def _open(self) -> ArrayFileWriter:
         if self._file is None:
-            published = layout.array_path(self.folder, self.name)
             if self.record.trials and not self.hidden.exists():
-                # The task was resumed: what is published stays as it is, the new file begins with it.
-                shutil.copyfile(published, self.hidden, follow_symlinks=False)
+                # The task was resumed: the new file begins with what was published by then.
+                base = self.folder / layout.JOURNAL / layout.BASE
+                origin = layout.array_path(base, self.name)
+                shutil.copyfile(origin, self.hidden, follow_symlinks=False)
             self._file = ArrayFileWriter(self.hidden, mode="r+" if self.hidden.exists() else "x")
         return self._file
 

@@ -1,7 +1,7 @@
 """The child process: what it is told, what it does when, and when it ends.
 
-It follows journals on disk; the pipe says only which, when to publish, and, by its end, that the recorder is
-gone. Then it finishes what the journals hold and ends.
+It follows journals on disk; the pipe says only which, when to publish, and, by its end, that the
+recorder is gone. Then it finishes what the journals hold and ends.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ _TICK: Final = 0.1
 _REFRESH_EVERY: Final = 1.0
 #: A refresh rewrites the table: however long it is, that shall take at most this share of the time.
 _REFRESH_SHARE: Final = 0.05
-#: Above this growth of the journal, in bytes a second, building waits for a pause: a process of lowest
-#: priority that copies the same bytes still halves the recorder's disk throughput (measured).
+#: Above this growth of the journal, in bytes a second, building waits for a pause: a process of
+#: lowest priority that copies the same bytes still halves the recorder's disk throughput
+#: (measured).
 _LOAD_LIMIT: Final = 60e6
 _BUILD_BYTES: Final = 32 * 2**20
 #: The recorder is gone but its lock is held: somebody may be just ending. Never longer than this.

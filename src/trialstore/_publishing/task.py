@@ -1,7 +1,7 @@
 """One task on its way to plain files: follow the journal, build hidden files, publish, take the journal away.
 
-Everything here can be killed at any point and begun again: published files appear by rename, the manifest last,
-and the journal goes only after that.
+Everything here can be killed at any point and begun again: published files appear by rename, the
+manifest last, and the journal goes only after that.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ class TaskPublisher:
             self._remove(path / name)
         self._disk.remove_folder(path)
 
-    # -- while recording ----------------------------------------------------------------------------
+    # -- while recording
+    # ----------------------------------------------------------------------------
 
     def follow(self) -> int:
         """Read what the journal has gained; return how many bytes of samples wait to be built.
@@ -229,12 +230,14 @@ class TaskPublisher:
             self._disk.write_file(self.folder / layout.MANIFEST, described.encode())
         return len(self._rows.table)
 
-    # -- the end ------------------------------------------------------------------------------------
+    # -- the end
+    # ------------------------------------------------------------------------------------
 
     def finish(self) -> None:
         """Publish everything, mark the task complete or interrupted, and take the journal away.
 
-        Guarantee: the journal goes only after every file of the published set was verified and synced.
+        Guarantee: the journal goes only after every file of the published set was verified and
+        synced.
 
         Raises
         ------
@@ -382,7 +385,8 @@ class TaskPublisher:
     def _remove_journal(self, lock: Lock) -> None:
         """Move the journal out of sight in one step, then delete it piece by piece.
 
-        It stays where damage was found: damaged bytes are evidence, and somebody may read more out of them.
+        It stays where damage was found: damaged bytes are evidence, and somebody may read more out
+        of them.
         """
         self._replay.close()
         damaged = any(loss.kind != "refused" for loss in self._losses)

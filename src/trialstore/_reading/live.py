@@ -61,7 +61,7 @@ class JournalSource:
         self._base_trials = 0
         if manifest is not None:
             tables = folder / layout.JOURNAL / layout.BASE
-            self._base = PublishedSource(folder, manifest, tables)
+            self._base = PublishedSource(tables, manifest)
             self._base_trials = manifest.trials
         self._replay = Replay((folder / layout.JOURNAL,), self._base_trials)
         self.is_recording = False

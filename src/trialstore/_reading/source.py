@@ -177,14 +177,11 @@ class PublishedSource:
         The task's folder, where arrays lie.
     manifest : Manifest
         What was published.
-    tables : pathlib.Path, optional
-        Folder of ``trials.csv`` and ``timing.csv``, if it is not `folder`.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, tables: Path | None = None) -> None:
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._folder = folder
         self._manifest = manifest
-        self._tables = folder if tables is None else tables
 
     @property
     def status(self) -> str:
@@ -214,7 +211,7 @@ class PublishedSource:
         return list(parse_timing(self._checked_file(layout.TIMING)))
 
     def _checked_file(self, name: str) -> bytes:
-        path = self._tables / name
+        path = self._folder / name
         try:
             data = read_file(path)
         except OSError as error:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 OnFull = Literal["wait", "raise", "drop"]
 
-#: A loop that only ever appends must let others run; a yield at every call would cost more than the call.
+#: A loop that only ever appends must let others run; a yield at every call would cost more than the
+#: call.
 _YIELD_AFTER_NS = 1_000_000
 
 
@@ -92,7 +93,8 @@ class Channel:
         self._notify = notify
         self._yielded_ns = 0
 
-    # -- trials -------------------------------------------------------------------------------------
+    # -- trials
+    # -------------------------------------------------------------------------------------
 
     async def write(self, trial: object) -> Receipt:
         """Accept a trial, waiting for room if the policy says so."""
@@ -104,7 +106,9 @@ class Channel:
             if self._on_full != "wait":
                 return self._refuse_trial(taken.size)
             self._tally.note_hold(time.perf_counter_ns() - began)
-            await self._reserve(taken.size, lambda: intake.check_unstreamed(taken.parts, self._open))
+            await self._reserve(
+                taken.size, lambda: intake.check_unstreamed(taken.parts, self._open)
+            )
             began = time.perf_counter_ns()
             return self._accept(taken, began, reserved=True)
         return self._accept(taken, began)
@@ -146,7 +150,8 @@ class Channel:
             column.append(attrs.get(name))
         self._rows += 1
 
-    # -- chunks -------------------------------------------------------------------------------------
+    # -- chunks
+    # -------------------------------------------------------------------------------------
 
     async def append(self, name: str, chunk: object) -> None:
         """Accept a chunk of the open trial, waiting for room if the policy says so."""
@@ -222,7 +227,8 @@ class Channel:
         self._took(item.stamp.monotonic_ns)
         self._tally.note_hold(time.perf_counter_ns() - began)
 
-    # -- room ---------------------------------------------------------------------------------------
+    # -- room
+    # ---------------------------------------------------------------------------------------
 
     async def _breathe(self) -> None:
         """Be a checkpoint often enough; before anything is taken, so that a cancelled call took nothing."""
@@ -285,7 +291,8 @@ class Channel:
             for (trial, noun, of), count in refused.items()
         )
 
-    # -- the end ------------------------------------------------------------------------------------
+    # -- the end
+    # ------------------------------------------------------------------------------------
 
     def put_end(self, end: CleanEnd) -> None:
         """Queue the end record; it always has room. The writer is not told: there may be no loop."""

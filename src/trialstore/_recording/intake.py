@@ -1,6 +1,7 @@
 """From what an experiment hands over to items of the queue: checked at the call, copied, all or nothing.
 
-Pure functions over trials and chunks. Nothing here waits, touches a disk, or changes what it is given.
+Pure functions over trials and chunks. Nothing here waits, touches a disk, or changes what it is
+given.
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ class ArrayNames:
 
 def take_chunk(chunk: object, name: str) -> NDArray[Any]:
     """Return `chunk` as an array (not yet copied); raise InvalidTrial if it cannot be one that is kept."""
-    # numpy.ma is loaded by whoever uses it; asking numpy for it would load it here, in 50 ms on the loop.
+    # numpy.ma is loaded by whoever uses it; asking numpy for it would load it here, in 50 ms on the
+    # loop.
     masked = sys.modules.get("numpy.ma")
     if masked is not None and isinstance(chunk, masked.MaskedArray):
         raise InvalidTrial(f"array {name!r} is masked: fill it first, the mask would be lost")
@@ -116,9 +118,7 @@ def take_chunk(chunk: object, name: str) -> NDArray[Any]:
     return array
 
 
-def check_against(
-    info: ArrayInfo, shape: tuple[int, ...], dtype: np.dtype[Any], name: str
-) -> None:
+def check_against(info: ArrayInfo, shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> None:
     """Raise InvalidTrial if an array does not fit what was declared of it."""
     reason = info.refusal(dtype, shape)
     if reason is not None:
@@ -158,7 +158,9 @@ def length_of(layout: Layout, shape: tuple[int, ...]) -> int:
     return 1
 
 
-def snapshot(trial: object, names: ArrayNames, streamed: OpenTrial, now: tuple[int, int]) -> Snapshot:
+def snapshot(
+    trial: object, names: ArrayNames, streamed: OpenTrial, now: tuple[int, int]
+) -> Snapshot:
     """Check a trial and take hold of all it contains, changing nothing.
 
     Parameters
@@ -278,4 +280,3 @@ def items_of(
 def as_bytes(data: NDArray[Any]) -> memoryview:
     """Return the bytes of a C-contiguous array that is ours, without a copy."""
     return memoryview(data.reshape(-1).view(np.uint8)) if data.size else memoryview(b"")
-

@@ -1,7 +1,8 @@
 """The life of a Storage and of a TaskWriter: all of it is in this table.
 
-Whether a call is allowed is a lookup, so "may I write after a failure?" has one answer in one place. A failing
-disk is not a state: recording goes on in memory and the failure is told (see `writer`).
+Whether a call is allowed is a lookup, so "may I write after a failure?" has one answer in one
+place. A failing disk is not a state: recording goes on in memory and the failure is told (see
+`writer`).
 """
 
 from __future__ import annotations

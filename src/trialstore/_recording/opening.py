@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 from trialstore._errors import FormatError, StorageError, TaskExists, TaskLocked, TaskNotFound
 from trialstore._ondisk import layout, manifest, recovery
 from trialstore._ondisk.boot import boot_id
-from trialstore._ondisk.disk import read_file
 from trialstore._ondisk.entries import Opening
 from trialstore._ondisk.lock import Lock, acquire, holder
 from trialstore._ondisk.segments import JournalWriter
@@ -251,9 +250,7 @@ def _begin(
     except BaseException:
         lock.release()
         raise
-    return Opened(
-        folder, described.task, lock, journal, steps.trials, session, dict(arrays)
-    )
+    return Opened(folder, described.task, lock, journal, steps.trials, session, dict(arrays))
 
 
 def _lock_patiently(path: Path) -> Lock:
@@ -283,8 +280,9 @@ def _set_published_aside(place: Place, folder: Path, lock: Lock) -> Lock:
         lock = acquire(journal / layout.LOCK, "recorder")
     base = journal / layout.BASE
     place.disk.make_folder(base)
-    for name in (layout.TRIALS, layout.TIMING, layout.MANIFEST):
-        place.disk.write_file(base / name, read_file(folder / name))
+    for path in layout.published_files(folder):
+        place.disk.link(path, base / path.name)
+    place.disk.sync_folder(base)
     return lock
 
 

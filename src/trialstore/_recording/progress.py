@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 class Level(IntEnum):
     """How safe a trial is; each level includes those before it.
 
-    ``ACCEPTED``: the call returned; survives cancellation and exceptions of the experiment. ``WRITTEN``: the
-    kernel has every byte; survives ``kill -9``. ``DURABLE``: the disk said so; survives a power cut.
-    ``PUBLISHED``: stands in verified plain files; needs no trialstore to read.
+    ``ACCEPTED``: the call returned; survives cancellation and exceptions of the experiment.
+    ``WRITTEN``: the kernel has every byte; survives ``kill -9``. ``DURABLE``: the disk said so;
+    survives a power cut. ``PUBLISHED``: stands in verified plain files; needs no trialstore to
+    read.
     """
 
     ACCEPTED = 1

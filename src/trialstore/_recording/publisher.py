@@ -1,7 +1,7 @@
 """The recorder's handle on the publisher: start it, tell it what there is, see how it fares.
 
-Everything here blocks for at most milliseconds and runs in the worker thread. The pipe goes one way; answers
-are read from the disk, where they survive the death of either side.
+Everything here blocks for at most milliseconds and runs in the worker thread. The pipe goes one
+way; answers are read from the disk, where they survive the death of either side.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 #: A task on which the publisher died so often is left as a journal, which reads as well.
 MAX_DEATHS: Final = 3
-#: Not `-m`: the package may be importable only through the parent's sys.path. `-P` keeps the experiment's
-#: folder, with its own `random.py`, out of the way until the parent's path is taken over.
+#: Not `-m`: the package may be importable only through the parent's sys.path. `-P` keeps the
+#: experiment's folder, with its own `random.py`, out of the way until the parent's path is taken
+#: over.
 _PROGRAM: Final = "from trialstore._publishing.service import main; main()"
 
 
-#: Children that outlive their Storage: kept, so that they are reaped and Python does not warn of them.
+#: Children that outlive their Storage: kept, so that they are reaped and Python does not warn of
+#: them.
 _alone: list[subprocess.Popen[bytes]] = []
 
 
@@ -134,7 +136,8 @@ class Publisher:
         except OSError:
             written = 0
         if written < len(line):
-            # Half a line would be read as one with the next: end this child, the next one learns all.
+            # Half a line would be read as one with the next: end this child, the next one learns
+            # all.
             self._process.kill()
 
     def stop(self) -> None:

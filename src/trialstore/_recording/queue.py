@@ -1,10 +1,10 @@
 """The bounded queue between the experiment and the writer task.
 
-Bounded in bytes, because trials differ a thousandfold in size. What was taken for writing still counts until
-it is durable: frames stay in memory until then, and memory is what the bound is for.
+Bounded in bytes, because trials differ a thousandfold in size. What was taken for writing still
+counts until it is durable: frames stay in memory until then, and memory is what the bound is for.
 
-One lane per task. Whoever waits for room is served lane by lane, so that a task which floods the queue cannot
-starve another; within a lane first come is first served.
+One lane per task. Whoever waits for room is served lane by lane, so that a task which floods the
+queue cannot starve another; within a lane first come is first served.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from trialstore._errors import QueueFull
 if TYPE_CHECKING:
     from trialstore._recording.items import Item
 
-#: Most that one lane gives to one batch: bounds how long other tasks wait for their turn on the disk.
+#: Most that one lane gives to one batch: bounds how long other tasks wait for their turn on the
+#: disk.
 BATCH_BYTES = 32 * 2**20
 
 

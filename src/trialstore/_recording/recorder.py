@@ -98,7 +98,8 @@ class Recorder:
         self._worker: Worker | None = None
         self._writer: Writer | None = None
 
-    # -- life ---------------------------------------------------------------------------------------
+    # -- life
+    # ---------------------------------------------------------------------------------------
 
     async def open(self) -> Writer:
         """Start the thread and return the writer, whose `run` the caller starts as a task."""
@@ -126,7 +127,8 @@ class Recorder:
                 await self.close_task(channel, failure)
             except StorageError as error:
                 problems.append(error)
-        assert self._writer is not None and self._worker is not None
+        assert self._writer is not None
+        assert self._worker is not None
         self._writer.stop()
         with anyio.move_on_after(_PATIENCE):
             await self._writer.stopped.wait()
@@ -180,7 +182,8 @@ class Recorder:
             channel.lock.forget_after_fork()
         self.publisher.forget_after_fork()
 
-    # -- tasks --------------------------------------------------------------------------------------
+    # -- tasks
+    # --------------------------------------------------------------------------------------
 
     def place(self, subject: str) -> Place:
         """Where tasks of a subject go."""
@@ -253,7 +256,9 @@ class Recorder:
         trials = channel.progress.trials[Level.DURABLE - 1]
         nbytes = channel.progress.bytes[Level.DURABLE - 1]
         if not self.publisher.can_start:
-            raise PublishFailed("no publisher process can be started here; tasks publish at their end")
+            raise PublishFailed(
+                "no publisher process can be started here; tasks publish at their end"
+            )
         self._requests += 1
         await self._ask(channel, {"do": "publish", "request": self._requests}, self.close_timeout)
         self._note_published(channel, trials, nbytes)
@@ -305,7 +310,8 @@ class Recorder:
         options = self._options(channel.task, channel)
         if not self.publisher.can_start:
             logger.warning(
-                "no publisher process can be started here; task %r is published in a thread", channel.task
+                "no publisher process can be started here; task %r is published in a thread",
+                channel.task,
             )
             with anyio.move_on_after(seconds) as scope:
                 await anyio.to_thread.run_sync(
@@ -345,7 +351,8 @@ class Recorder:
             )
         return False
 
-    # -- figures ------------------------------------------------------------------------------------
+    # -- figures
+    # ------------------------------------------------------------------------------------
 
     def statistics(self) -> Statistics:
         """The figures of all tasks of this Storage, finished ones included."""
@@ -371,7 +378,8 @@ class Recorder:
         progress.reach(Level.PUBLISHED, trials, nbytes - progress.bytes[Level.PUBLISHED - 1])
         progress.wake()
 
-    # -- parts --------------------------------------------------------------------------------------
+    # -- parts
+    # --------------------------------------------------------------------------------------
 
     @property
     def writer(self) -> Writer:

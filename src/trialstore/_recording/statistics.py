@@ -27,7 +27,8 @@ class Statistics:
     longest_to_durable : float
         Longest time from accepted to durable, in seconds.
     stalls : tuple of (int, float)
-        Unix time in nanoseconds and length in seconds of each commit that took longer than a second.
+        Unix time in nanoseconds and length in seconds of each commit that took longer than a
+        second.
     losses : int
         Trials and chunks refused because the queue was full (``on_full="drop"``).
     trouble : str or None

@@ -1,8 +1,8 @@
 """The one thread that touches the disk while an experiment runs.
 
-Not anyio's worker threads: those are not daemons on asyncio, so a disk call that never returns would
-keep the interpreter from exiting, and an experiment that uses up anyio's default limiter would hold
-the recorder up. The road back is anyio's: the thread runs one function on the loop.
+Not anyio's worker threads: those are not daemons on asyncio, so a disk call that never returns
+would keep the interpreter from exiting, and an experiment that uses up anyio's default limiter
+would hold the recorder up. The road back is anyio's: the thread runs one function on the loop.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The writer task: takes what is queued, makes it durable in one worker-thread call, tells who waits.
 
-A batch is everything queued at that moment; the disk's own speed makes batches grow. What fails is held: the
-batch stays in memory, within the queue's bound, and is tried again every second until the disk takes it or the
-task must be closed.
+A batch is everything queued at that moment; the disk's own speed makes batches grow. What fails is
+held: the batch stays in memory, within the queue's bound, and is tried again every second until the
+disk takes it or the task must be closed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("trialstore")
 
-#: A thread hop costs the loop 60-90 us (measured); a hundred a second cost it less than one percent.
+#: A thread hop costs the loop 60-90 us (measured); a hundred a second cost it less than one
+#: percent.
 PAUSE: Final = 0.010
 RETRY_AFTER: Final = 1.0
 IDLE_TICK: Final = 1.0
@@ -126,7 +127,8 @@ class Writer:
         self._poisonings = 0
         self._marked: dict[Channel, int] = {}
 
-    # -- called by others on the loop ---------------------------------------------------------------
+    # -- called by others on the loop
+    # ---------------------------------------------------------------
 
     def notify(self) -> None:
         """There is work."""
@@ -163,7 +165,8 @@ class Writer:
             self.channels.remove(channel)
         channel.leave()
 
-    # -- the task -----------------------------------------------------------------------------------
+    # -- the task
+    # -----------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Run until `stop`; shielded, because an experiment's cancellation must not lose its trials."""
@@ -285,7 +288,8 @@ class Writer:
             self._last_tick = now
             await self._worker.call(self._tick)
 
-    # -- without a loop -----------------------------------------------------------------------------
+    # -- without a loop
+    # -----------------------------------------------------------------------------
 
     def drain_now(self, patience: float) -> list[Channel]:
         """Commit everything from this thread, for when the loop is gone; return the tasks that failed.
