@@ -251,7 +251,7 @@ FORBIDDEN = [
     *[("collections", "namedtuple"), ("collections", "abc.sys.modules"), ("datetime", "sys")],
     *[("zoneinfo", "ZoneInfo.from_file"), ("zoneinfo", "reset_tzpath"), ("uuid", "os.system")],
     *[("decimal", "setcontext"), ("pytz", "open_resource"), ("pytz", "os"), ("webbrowser", "open")],
-    *[("trialstore.design", "Trial"), ("trialstore._ondisk.pickles", "_find"), ("", "")],
+    *[("trialstore.design", "Trial"), ("trialstore._ondisk.pickle_classes", "_find"), ("", "")],
 ]
 
 

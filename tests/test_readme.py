@@ -25,7 +25,7 @@ def blocks(language: str) -> list[str]:
 def test_every_python_block_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What a reader pastes, block after block, into a file of their own works as the README says."""
+    """What a reader pastes, block after block, into a file works as the README says."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "readme"}
     for number, code in enumerate(blocks("python")):

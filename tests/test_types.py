@@ -7,7 +7,6 @@ once more after the task was resumed; it has to be the same, of the same type, a
 from __future__ import annotations
 
 import itertools
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,19 +15,18 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pandas as pd
 import pytest
-from anyio.from_thread import start_blocking_portal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trialstore import ArrayInfo, InvalidTrial, Storage, StorageReader, TaskReader, Trial
+from tests.helpers import open_lab
+from trialstore import ArrayInfo, InvalidTrial, StorageReader, TaskReader, Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from anyio.from_thread import BlockingPortal
     from numpy.typing import NDArray
 
-    from trialstore import TaskWriter
+    from tests.helpers import Lab, SyncTask
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NAN = float("nan")
@@ -78,85 +76,41 @@ def see(reader: TaskReader) -> Seen:
     )
 
 
-@dataclass
-class Opened:
-    """The writer of a task, which changes when the task is resumed."""
+def record(task: SyncTask, step: Step) -> None:
+    """Record one trial."""
+    for name, chunk in step.appends:
+        task.append(name, chunk)
+    task.write(step.trial)
 
-    task: TaskWriter
 
-
-class Lab:
-    """Records one task after the other in a Storage that stays open."""
-
-    def __init__(self, portal: BlockingPortal, storage: Storage) -> None:
-        self._portal = portal
-        self._storage = storage
-        self._tasks = itertools.count()
-
-    def create(self, arrays: Mapping[str, ArrayInfo] | None = None) -> TaskWriter:
-        async def create() -> TaskWriter:
-            return await self._storage.create_task(f"task{next(self._tasks)}", arrays=arrays)
-
-        return self._portal.call(create)
-
-    @contextmanager
-    def task(self) -> Iterator[Opened]:
-        """Close the task in the end, also if the test fails."""
-        opened = Opened(self.create())
-        try:
-            yield opened
-        finally:
-            self.call(opened.task.aclose)
-
-    def resume(self, task: TaskWriter) -> TaskWriter:
-        async def resume() -> TaskWriter:
-            return await self._storage.resume_task(task.task_id)
-
-        return self._portal.call(resume)
-
-    def call(self, method: Callable[..., Any], *args: Any) -> Any:
-        return self._portal.call(method, *args)
-
-    def record(self, task: TaskWriter, step: Step) -> None:
-        for name, chunk in step.appends:
-            self.call(task.append, name, chunk)
-        self.call(task.write, step.trial)
-
-    def stages(
-        self, steps: Sequence[Step], arrays: Mapping[str, ArrayInfo] | None = None
-    ) -> dict[str, Seen]:
-        """Record the steps, and look while recording, when published, and when taken up again."""
-        task = self.create(arrays)
-        for step in steps:
-            self.record(task, step)
-        self.call(task.flush)
-        kept = TaskReader(task.root)
-        stages = {"live": see(kept)}
-        assert kept.status == "recording"
-        self.call(task.aclose)
-        assert kept.status == "complete"
-        stages["published"] = see(TaskReader(task.root))
-        stages["published, same reader"] = see(kept)
-        again = self.resume(task)
-        assert kept.status == "recording"
-        stages["resumed"] = see(kept)
-        self.call(again.aclose)
-        assert (kept.status, kept.losses) == ("complete", ())
-        stages["published again"] = see(kept)
-        return stages
+def stages_of(
+    lab: Lab, steps: Sequence[Step], arrays: Mapping[str, ArrayInfo] | None = None
+) -> dict[str, Seen]:
+    """Record the steps, and look while recording, when published, and when taken up again."""
+    task = lab.create(arrays=arrays)
+    for step in steps:
+        record(task, step)
+    task.flush()
+    kept = TaskReader(task.root)
+    stages = {"live": see(kept)}
+    assert kept.status == "recording"
+    task.close()
+    assert kept.status == "complete"
+    stages["published"] = see(TaskReader(task.root))
+    stages["published, same reader"] = see(kept)
+    task.resume()
+    assert kept.status == "recording"
+    stages["resumed"] = see(kept)
+    task.close()
+    assert (kept.status, kept.losses) == ("complete", ())
+    stages["published again"] = see(kept)
+    return stages
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A Storage that is open for all tests of this module, its publisher already running."""
-    storage = Storage(tmp_path_factory.mktemp("types") / "data")
-    with (
-        start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(storage),
-    ):
-        storage.subject_id = "p0"
-        lab = Lab(portal, storage)
-        lab.call(lab.create().aclose)
+    """A Storage that is open for all tests of this module."""
+    with open_lab(tmp_path_factory.mktemp("types") / "data") as lab:
         yield lab
 
 
@@ -282,7 +236,7 @@ def test_attributes_keep_value_and_type(lab: Lab, name: str) -> None:
     """A value comes back equal and of its own type, at every stage; ``...`` was never given."""
     values, dtype = COLUMNS[name]
     rows = [{"n": n} if value is ... else {"n": n, "x": value} for n, value in enumerate(values)]
-    stages = lab.stages([Step(row) for row in rows])
+    stages = stages_of(lab, [Step(row) for row in rows])
     assert_same(stages)
     given = [{key: value for key, value in row.items() if value is not None} for row in rows]
     seen = stages["published"]
@@ -301,10 +255,10 @@ def test_attributes_keep_value_and_type(lab: Lab, name: str) -> None:
 def test_any_string_may_stand_alone_in_a_table(lab: Lab, value: str) -> None:
     """One column and one row, the smallest table there is, keeps every string."""
     task = lab.create()
-    lab.record(task, Step({"text": value}))
-    lab.call(task.flush)
+    record(task, Step({"text": value}))
+    task.flush()
     live = TaskReader(task.root).trials["text"].tolist()
-    lab.call(task.aclose)
+    task.close()
     assert live == TaskReader(task.root).trials["text"].tolist() == [value]
 
 
@@ -317,7 +271,7 @@ def test_columns_come_in_order_of_first_appearance(lab: Lab) -> None:
         {"c": 3, "a": 4},
         {"x": 5, "d": None},
     ]
-    stages = lab.stages([Step(row) for row in rows])
+    stages = stages_of(lab, [Step(row) for row in rows])
     assert_same(stages)
     frame = stages["published"].frame
     assert list(frame.columns) == ["b", "x", "a", "c", "d"]
@@ -328,14 +282,14 @@ def test_columns_come_in_order_of_first_appearance(lab: Lab) -> None:
 def test_columns_of_a_resumed_task_keep_their_order(lab: Lab) -> None:
     """A column that had only missing values before the task was resumed stays where it was."""
     task = lab.create()
-    lab.record(task, Step({"x": None, "b": 1}))
-    lab.call(task.aclose)
-    task = lab.resume(task)
-    lab.record(task, Step({"c": 2**60 + 1, "x": "late"}))
-    lab.call(task.flush)
+    record(task, Step({"x": None, "b": 1}))
+    task.close()
+    task.resume()
+    record(task, Step({"c": 2**60 + 1, "x": "late"}))
+    task.flush()
     reader = TaskReader(task.root)
     live = see(reader)
-    lab.call(task.aclose)
+    task.close()
     assert_same({"live": live, "published": see(reader)})
     assert list(live.frame.columns) == ["x", "b", "c"]
     assert live.frame["x"].tolist() == [None, "late"]
@@ -345,7 +299,7 @@ def test_columns_of_a_resumed_task_keep_their_order(lab: Lab) -> None:
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_trials_without_attributes_are_trials(lab: Lab, count: int) -> None:
     """A task with no columns has its rows, and one without trials has none."""
-    stages = lab.stages([Step(appends=[("emg", [1.0])]) for _ in range(count)])
+    stages = stages_of(lab, [Step(appends=[("emg", [1.0])]) for _ in range(count)])
     assert_same(stages)
     seen = stages["published"]
     assert seen.frame.shape == (count, 0)
@@ -357,7 +311,7 @@ def test_trials_without_attributes_are_trials(lab: Lab, count: int) -> None:
 def test_names_of_columns_are_kept(lab: Lab) -> None:
     """Commas, quotes, spaces and other scripts may stand in a column's name."""
     row = {"a,b": 1, 'say "x"': 2, " ": 3, "größe": 4, "0": 5, "a.1": 6, "a": 7, "Unnamed: 0": 8}
-    stages = lab.stages([Step(row)])
+    stages = stages_of(lab, [Step(row)])
     assert_same(stages)
     assert stages["published"].attrs == [row]
     assert list(stages["published"].frame.columns) == list(row)
@@ -377,9 +331,9 @@ def test_what_is_no_data_is_refused_by_name(lab: Lab, value: Any, why: str) -> N
     """An attribute that a table cannot hold is named, and the trial is not taken."""
     task = lab.create()
     with pytest.raises(InvalidTrial, match=f"'bad'.*{why}"):
-        lab.call(task.write, {"good": 1, "bad": value})
-    lab.record(task, Step({"good": 2}))
-    lab.call(task.aclose)
+        task.write({"good": 1, "bad": value})
+    record(task, Step({"good": 2}))
+    task.close()
     assert TaskReader(task.root).trials.to_dict("list") == {"good": [2]}
 
 
@@ -430,7 +384,7 @@ def test_every_dtype_is_kept(lab: Lab, dtype: Any) -> None:
         Step(trial, appends=[("alone", chunks[2])]),
         Step(appends=[("joined", chunk) for chunk in chunks]),
     ]
-    stages = lab.stages(steps)
+    stages = stages_of(lab, steps)
     assert_same(stages)
     arrays = stages["published"].arrays
     assert same_array(arrays["whole"][0], chunks[0])
@@ -462,7 +416,7 @@ def test_every_shape_is_stacked_as_numpy_does(
         Step(trial, appends=[("streamed", chunks[0])]),
         Step(appends=[("streamed", chunk) for chunk in chunks]),
     ]
-    stages = lab.stages(steps, {"streamed": ArrayInfo(stack_axis=stack_axis)})
+    stages = stages_of(lab, steps, {"streamed": ArrayInfo(stack_axis=stack_axis)})
     assert_same(stages)
     arrays = stages["published"].arrays
     expected = STACKS[stack_axis](chunks)
@@ -479,7 +433,7 @@ def test_ragged_arrays_keep_their_lengths(lab: Lab) -> None:
         Step(appends=[] if length is None else [("emg", filled((2, length), "f8", length))])
         for length in lengths
     ]
-    stages = lab.stages(steps)
+    stages = stages_of(lab, steps)
     assert_same(stages)
     for length, array in zip(lengths, stages["published"].arrays["emg"], strict=True):
         expected = None if length is None else filled((2, length), "f8", length)
@@ -488,14 +442,14 @@ def test_ragged_arrays_keep_their_lengths(lab: Lab) -> None:
 
 def test_stacked_trials_leave_out_those_without_the_array(lab: Lab) -> None:
     """``array(name)`` is vstack of the trials that have it."""
-    task = lab.create({"cursor": ArrayInfo(stack_axis=0)})
+    task = lab.create(arrays={"cursor": ArrayInfo(stack_axis=0)})
     for number in range(4):
         chunks = [("cursor", [[number, 1]])] * number
-        lab.record(task, Step({"n": number}, appends=chunks))
-    lab.call(task.flush)
+        record(task, Step({"n": number}, appends=chunks))
+    task.flush()
     reader = TaskReader(task.root)
     live = reader.array("cursor")
-    lab.call(task.aclose)
+    task.close()
     expected = np.vstack([[number, 1] for number in range(4) for _ in range(number)])
     assert same_array(live, expected)
     assert same_array(reader.array("cursor"), expected)
@@ -512,12 +466,12 @@ def test_trials_may_be_stacked_along_different_axes(lab: Lab) -> None:
         steps.append((stack_axis, shape, Step(trial)))
     task = lab.create()
     for _, _, step in steps:
-        lab.record(task, step)
-    lab.call(task.flush)
+        record(task, step)
+    task.flush()
     reader = TaskReader(task.root)
     for closes in (False, True):
         if closes:
-            lab.call(task.aclose)
+            task.close()
         for number, (stack_axis, shape, _) in enumerate(steps):
             expected = STACKS[stack_axis]([filled(shape, "f8", seed) for seed in range(3)])
             part = (slice(None),) * stack_axis + (slice(100, 5000),)
@@ -543,16 +497,16 @@ def test_what_hdf5_cannot_hold_is_refused_by_name(lab: Lab, bad: Any, why: str) 
     """Streamed or in a trial, it is refused at the call, named, and what was there stays."""
     task = lab.create()
     with pytest.raises(InvalidTrial, match=rf"'bad'.*{why}"):
-        lab.call(task.append, "bad", bad)
+        task.append("bad", bad)
     good = Trial({"n": 0})
     good.add_array("good", data=[1.0])
     good.arrays["bad"] = bad
     with pytest.raises(InvalidTrial, match=rf"'bad'.*{why}"):
-        lab.call(task.write, good)
+        task.write(good)
     assert good.arrays["good"].data is not None
     del good.arrays["bad"]
-    lab.record(task, Step(good))
-    lab.call(task.aclose)
+    record(task, Step(good))
+    task.close()
     reader = TaskReader(task.root)
     assert reader.array_names == ["good"]
     assert reader.array("good", 0).tolist() == [1.0]
@@ -560,17 +514,17 @@ def test_what_hdf5_cannot_hold_is_refused_by_name(lab: Lab, bad: Any, why: str) 
 
 def test_a_chunk_of_another_type_is_refused(lab: Lab) -> None:
     """Chunks of one array are of one dtype and fit one another; the refused one leaves no trace."""
-    task = lab.create({"declared": ArrayInfo(dtype="f4", dims=("channel", "time"))})
-    lab.call(task.append, "emg", np.zeros((2, 3)))
+    task = lab.create(arrays={"declared": ArrayInfo(dtype="f4", dims=("channel", "time"))})
+    task.append("emg", np.zeros((2, 3)))
     for bad in (np.zeros((2, 3), "f4"), np.zeros((3, 3)), np.zeros(3), np.zeros((2, 3, 1))):
         with pytest.raises(InvalidTrial, match="'emg'"):
-            lab.call(task.append, "emg", bad)
+            task.append("emg", bad)
     for bad in (np.zeros((2, 3)), np.zeros(3, "f4")):
         with pytest.raises(InvalidTrial, match="'declared'"):
-            lab.call(task.append, "declared", bad)
-    lab.call(task.append, "emg", np.ones((2, 1)))
-    lab.call(task.write, {})
-    lab.call(task.aclose)
+            task.append("declared", bad)
+    task.append("emg", np.ones((2, 1)))
+    task.write({})
+    task.close()
     assert TaskReader(task.root).array("emg", 0).shape == (2, 4)
 
 
@@ -586,7 +540,7 @@ def test_what_was_declared_is_told(lab: Lab) -> None:
         Step(appends=[("emg", np.zeros((2, 5))), ("pos", [[1.0, 2.0]])]),
         Step(appends=[("emg", np.zeros((2, 5), "f4"))]),
     ]
-    stages = lab.stages(steps, arrays)
+    stages = stages_of(lab, steps, arrays)
     assert_same(stages)
     described = stages["published"].described
     assert list(described) == ["extra", "pos", "emg"]
@@ -663,30 +617,30 @@ def test_any_sequence_reads_back_at_every_stage(lab: Lab) -> None:
     @given(STEPS)
     def check(steps: list[tuple[dict[str, Any], list[tuple[str, int]], list[int], str]]) -> None:
         model = Model()
-        with lab.task() as opened:
-            reader = TaskReader(opened.task.root)
+        with lab.create() as task:
+            reader = TaskReader(task.root)
             for attrs, appends, stacked, action in steps:
                 chunks: dict[str, list[NDArray[Any]]] = {}
                 for name, length in appends:
                     chunks.setdefault(name, []).append(chunk(name, length))
-                    lab.call(opened.task.append, name, chunks[name][-1])
+                    task.append(name, chunks[name][-1])
                 trial = Trial(dict(attrs))
                 for length in stacked:
                     chunks.setdefault("cursor", []).append(chunk("cursor", length))
                     array = trial.arrays.get("cursor") or trial.add_array("cursor")
                     array.stack(chunks["cursor"][-1])
-                lab.call(opened.task.write, trial)
+                task.write(trial)
                 model.add(attrs, chunks)
                 if action == "publish":
-                    lab.call(opened.task.publish)
+                    task.publish()
                 elif action == "resume":
-                    lab.call(opened.task.aclose)
+                    task.close()
                     model.check(TaskReader(reader.root))
-                    opened.task = lab.resume(opened.task)
+                    task.resume()
                 if action != "go on":
-                    lab.call(opened.task.flush)
+                    task.flush()
                     model.check(reader)
-            lab.call(opened.task.flush)
+            task.flush()
             model.check(reader)
         model.check(reader)
         model.check(TaskReader(reader.root))
@@ -696,8 +650,8 @@ def test_any_sequence_reads_back_at_every_stage(lab: Lab) -> None:
 
 def test_the_storage_lists_every_task_of_this_module(lab: Lab) -> None:
     """The catalogue over all these tasks is one table, and no task is left out."""
-    with lab.task() as opened:
-        storage = StorageReader(opened.task.root.parent.parent)
+    with lab.create() as task:
+        storage = StorageReader(task.root.parent.parent)
         storage.subject_id = "p0"
         catalogue = storage.catalogue()
         rows = sum(len(storage.require_task(task).trials) for task in storage.task_ids)

@@ -27,15 +27,17 @@ def differences(reader: TaskReader, array: str, takes: Sequence[Take]) -> list[s
     takes : sequence of Take
         What was played.
     """
-    try:
-        return [*_in_rows(reader, takes), *_in_samples(reader, array, takes)]
-    except StorageError as error:
-        return [f"{type(error).__name__}: {error}"]
+    found: list[str] = []
+    for comparison in (_in_rows(reader, takes), _in_samples(reader, array, takes)):
+        try:
+            found.extend(comparison)
+        except StorageError as error:
+            found.append(f"{type(error).__name__}: {error}")
+    return found
 
 
 def _in_rows(reader: TaskReader, takes: Sequence[Take]) -> Iterator[str]:
-    if reader.losses:
-        yield from (f"lost: {loss.what} ({loss.evidence})" for loss in reader.losses)
+    yield from (f"lost: {loss.what} ({loss.evidence})" for loss in reader.losses)
     found = reader.trials
     if len(found) != len(takes):
         yield f"{len(found)} rows where {len(takes)} trials were played"

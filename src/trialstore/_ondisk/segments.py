@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 #: Another recorder would have to create this many segments between our look and our open.
 _NUMBERS_TRIED: Final = 1000
-_NOTHING: Final = Identity(-1, -1)
+_UNKNOWN: Final = Identity(-1, -1)
 
 
 class Segment:
@@ -48,7 +48,7 @@ class Segment:
         self._offset = HEADER_SIZE
         self._statements = 0
         self._witness_fd = -1
-        self._identity = self._witness_identity = _NOTHING
+        self._identity = self._witness_identity = _UNKNOWN
         self.path, self._fd = _create_from(disk, folder, number)
         try:
             self._identity = disk.identity(self._fd)
@@ -125,10 +125,15 @@ class Segment:
     def close(self) -> None:
         """Let go of the file, once; a descriptor that became somebody else's is left to them."""
         for fd, identity in self._descriptors():
-            with contextlib.suppress(OSError):
-                if fd >= 0 and self._disk.identity(fd) == identity:
-                    self._disk.close(fd)
+            if fd >= 0 and self._is_ours(fd, identity):
+                self._disk.close(fd)
         self._fd = self._witness_fd = -1
+
+    def _is_ours(self, fd: int, identity: Identity) -> bool:
+        try:
+            return identity in {_UNKNOWN, self._disk.identity(fd)}
+        except OSError as error:
+            return error.errno != errno.EBADF
 
     def remove(self) -> None:
         """Take away a segment that never held a durable frame."""
@@ -233,9 +238,9 @@ class JournalWriter:
         if folder is self._fallback:
             self._disk.make_folders(folder)
         # One numbering for both folders: readers take segments in the order of their numbers.
-        self._number = 1 + max(self._number, *map(_highest, (self._folder, self._fallback)))
+        number = 1 + max(self._number, *map(_highest, (self._folder, self._fallback)))
         segment = Segment(
-            self._disk, folder, self._number, self._session, self._durable_seq, self._previous
+            self._disk, folder, number, self._session, self._durable_seq, self._previous
         )
         head = [encode(replace(self._opening, after=self._durable_seq))]
         if self._failed is not None:
@@ -248,6 +253,7 @@ class JournalWriter:
             raise
         self._settle(segment)
         self._failed = None
+        self._number = layout.segment_number(segment.path.name) or number
         return segment
 
     def _settle(self, segment: Segment) -> None:

@@ -299,6 +299,11 @@ class Channel:
         self._queue.put(self.lane, EndItem(end), ITEM_OVERHEAD)
         self.progress.accepted_items += 1
 
+    def let_go(self) -> None:
+        """Close the journal and give the task's lock back; blocks."""
+        self.journal.close()
+        self.lock.release()
+
     def leave(self) -> None:
         """Give back everything this task still has in the queue."""
         while self.lane.items:
@@ -308,16 +313,11 @@ class Channel:
 
     def statistics(self) -> Statistics:
         """This task's part of the figures; queue and commits are the whole Storage's."""
-        progress, tally = self.progress, self._tally
-        return Statistics(
-            trials=Levels(*(count - progress.first for count in progress.trials)),
-            bytes=Levels(*progress.bytes),
-            queue_bytes=self._queue.used,
-            queue_peak=self._queue.peak,
-            batches=tally.batches,
-            longest_hold=tally.longest_hold_ns / 1e9,
-            longest_to_durable=tally.longest_to_durable_ns / 1e9,
-            stalls=tuple(tally.stalls or ()),
-            losses=self.losses,
-            trouble=tally.trouble,
+        progress = self.progress
+        return self._tally.statistics(
+            Levels(*(count - progress.first for count in progress.trials)),
+            Levels(*progress.bytes),
+            self._queue.used,
+            self._queue.peak,
+            self.losses,
         )

@@ -1,4 +1,4 @@
-"""The recording side of a Storage, put together: queue, thread, writer task, publisher, open tasks."""
+"""The recording side of a Storage: queue, thread, writer task, publisher and open tasks."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ import time
 import traceback
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
-import anyio.to_thread
 
-from trialstore._errors import PublishFailed, StorageError, WriteFailed
+from trialstore._errors import StorageError, WriteFailed
 from trialstore._ondisk import disk as disk_port
 from trialstore._ondisk.entries import CleanEnd
 from trialstore._recording import opening
 from trialstore._recording.channel import Channel
 from trialstore._recording.lifecycle import Lifecycle, State
-from trialstore._recording.progress import Level, Levels
-from trialstore._recording.publisher import Publisher, answer_for
+from trialstore._recording.progress import Level
+from trialstore._recording.publication import Publication
 from trialstore._recording.queue import BoundedQueue
-from trialstore._recording.statistics import Statistics, Tally, Trouble
+from trialstore._recording.statistics import Statistics, Tally, Totals, Trouble
 from trialstore._recording.worker import Worker
 from trialstore._recording.writer import Writer
 
@@ -33,11 +32,12 @@ if TYPE_CHECKING:
 
     from trialstore._recording.channel import OnFull
     from trialstore._recording.opening import Opened, Place
+    from trialstore._recording.publisher import Publisher
+
+T = TypeVar("T")
 
 logger = logging.getLogger("trialstore")
 
-#: How often the answer of the publisher is looked for: the first looks are close together.
-_POLL: Final = (0.002, 0.05)
 #: A writer and a child that have nothing left to do are gone in milliseconds.
 _PATIENCE: Final = 5.0
 
@@ -90,22 +90,23 @@ class Recorder:
         self._queue = BoundedQueue(queue_bytes)
         self._tally = Tally()
         self._finished = Totals()
-        self._trouble_since = 0
         self._free_bytes: int | None = None
-        self._requests = 0
         self._pid = os.getpid()
-        self.publisher = Publisher()
-        self._worker: Worker | None = None
-        self._writer: Writer | None = None
 
-    # -- life
-    # ---------------------------------------------------------------------------------------
+    # -- life --
 
     async def open(self) -> Writer:
-        """Start the thread and return the writer, whose `run` the caller starts as a task."""
+        """Start the thread and return the writer, whose `run` the caller starts as a task.
+
+        Raises
+        ------
+        StorageError
+            If it was opened before, or the root cannot be used.
+        """
         self.lifecycle.advance(State.OPENING)
         self._worker = Worker()
-        self._writer = Writer(
+        self._publication = Publication(self._worker, self._options, self._publish_here)
+        self.writer = Writer(
             self._queue, self._worker, self._tally, tick=self._tick, report=self._report
         )
         try:
@@ -116,62 +117,51 @@ class Recorder:
             raise
         self.lifecycle.advance(State.OPEN)
         _living.add(self)
-        return self._writer
+        return self.writer
 
     async def close(self, failure: BaseException | None) -> list[StorageError]:
         """Close every open task, then everything else; return what went wrong."""
         self.lifecycle.advance(State.CLOSING)
+        deadline = anyio.current_time() + self.close_timeout
         problems = []
         for channel in list(self.channels):
             try:
-                await self.close_task(channel, failure)
+                await self.close_task(channel, failure, deadline)
             except StorageError as error:
                 problems.append(error)
-        assert self._writer is not None
-        assert self._worker is not None
-        self._writer.stop()
+        self.writer.stop()
         with anyio.move_on_after(_PATIENCE):
-            await self._writer.stopped.wait()
-            await self._see_child_off()
-        self._writer.kill()
+            await self.writer.stopped.wait()
+            await self._publication.see_off()
+        self.writer.kill()
         # The thread is idle now or hangs in a call; a hanging one is a daemon and is left behind.
         self._worker.stop(0.5)
-        self.publisher.stop()
-        self.publisher.leave_running()
+        self._publication.leave()
         self.lifecycle.advance(State.CLOSED)
         _living.discard(self)
         return problems
-
-    async def _see_child_off(self) -> None:
-        await self.call(self.publisher.stop)
-        if not self.channels and not await self.call(lambda: bool(self.publisher.pending)):
-            while not await self.call(self.publisher.has_ended):
-                await anyio.sleep(0.005)
 
     def abandon(self, reason: str) -> None:
         """Write down everything from this thread, for when no event loop will do it.
 
         Called at garbage collection, at interpreter exit and when a generator is closed under us.
         """
-        if os.getpid() != self._pid or self.lifecycle.state in (State.CLOSED, State.FORKED):
+        is_ours = os.getpid() == self._pid
+        if not is_ours or self.lifecycle.state not in (State.OPEN, State.CLOSING):
             return
         _living.discard(self)
-        if self._writer is None:
-            return
         for channel in self.channels:
-            if channel.lifecycle.state is State.OPEN:
+            if channel.lifecycle.is_open:
                 channel.lifecycle.advance(State.CLOSING)
                 channel.put_end(self._end(channel, reason))
-        failed = self._writer.drain_now(self.close_timeout)
+        failed = self.writer.drain_now(self.close_timeout)
         for channel in self.channels:
-            channel.journal.close()
-            channel.lock.release()
-        self.publisher.stop()
-        self.publisher.leave_running()
+            channel.let_go()
+            channel.lifecycle.state = State.CLOSED
+        self._publication.leave()
         self.lifecycle.state = State.CLOSED
-        if failed:
-            names = ", ".join(repr(channel.task) for channel in failed)
-            logger.error("trials of %s could not be written before the end", names)
+        for channel in failed:
+            logger.error("%s", self._write_failed(channel, None))
 
     def forget_after_fork(self) -> None:
         """In a forked child: let go of files, locks and pipe; write nothing."""
@@ -182,8 +172,7 @@ class Recorder:
             channel.lock.forget_after_fork()
         self.publisher.forget_after_fork()
 
-    # -- tasks
-    # --------------------------------------------------------------------------------------
+    # -- tasks --
 
     def place(self, subject: str) -> Place:
         """Where tasks of a subject go."""
@@ -192,11 +181,21 @@ class Recorder:
     async def open_task(self, prepare: Callable[[], Opened]) -> Channel:
         """Run `prepare` in the thread and take up recording.
 
-        Guarantee: cancelled or not, a task that was prepared is either open here or closed again.
+        Guarantee: cancelled or not, a task that was prepared is either open here or let go again.
+
+        Raises
+        ------
+        StorageError
+            Of `prepare`; or if the disk does not answer within `close_timeout`.
         """
         self.lifecycle.require_open()
-        with anyio.CancelScope(shield=True):
-            opened = await self.call(prepare)
+        prepared = _Prepared(prepare)
+        with anyio.move_on_after(self.close_timeout, shield=True):
+            await self.call(prepared.run)
+        opened = prepared.take(self.lifecycle.is_open)
+        if opened is None:
+            self.lifecycle.require_open()
+            raise StorageError(f"the disk has not answered for {self.close_timeout:.0f} s")
         channel = Channel(
             opened.folder,
             opened.task,
@@ -211,16 +210,16 @@ class Recorder:
         )
         self.channels.append(channel)
         self.writer.channels.append(channel)
-        message = {"do": "follow", "session": opened.session, **self._options(opened.task, channel)}
-        with anyio.CancelScope(shield=True):
-            await self.call(lambda: self.publisher.tell(opened.folder, message))
+        with anyio.move_on_after(self.close_timeout, shield=True):
+            await self._publication.follow(channel)
         return channel
 
-    def _options(self, task: str, channel: Channel) -> dict[str, Any]:
-        fallback = None
-        if self.fallback_root is not None:
-            fallback = str(self.place(channel.folder.parent.name).fallback(task))
-        return {"keep_journal": self._keep_journal, "fallback": fallback}
+    def _options(self, channel: Channel) -> dict[str, Any]:
+        fallback = self.place(channel.folder.parent.name).fallback(channel.task)
+        return {
+            "keep_journal": self._keep_journal,
+            "fallback": None if fallback is None else str(fallback),
+        }
 
     async def flush(self, channel: Channel) -> None:
         """Wait until everything that a task has accepted is durable.
@@ -228,7 +227,7 @@ class Recorder:
         Raises
         ------
         WriteFailed
-            If the disk has refused for longer than `close_timeout`, or the task had to be given up.
+            If the disk has refused for longer than `close_timeout`, or the task was given up.
         """
         target = channel.progress.accepted_items
         self.writer.hurry()
@@ -253,18 +252,12 @@ class Recorder:
         """
         channel.lifecycle.require_open()
         await self.flush(channel)
-        trials = channel.progress.trials[Level.DURABLE - 1]
-        nbytes = channel.progress.bytes[Level.DURABLE - 1]
-        if not self.publisher.can_start:
-            raise PublishFailed(
-                "no publisher process can be started here; tasks publish at their end"
-            )
-        self._requests += 1
-        await self._ask(channel, {"do": "publish", "request": self._requests}, self.close_timeout)
-        self._note_published(channel, trials, nbytes)
+        await self._publication.publish(channel, self.close_timeout)
 
-    async def close_task(self, channel: Channel, failure: BaseException | None) -> None:
-        """Drain, publish and let go of one task; shielded, and over within `close_timeout`.
+    async def close_task(
+        self, channel: Channel, failure: BaseException | None, deadline: float | None = None
+    ) -> None:
+        """Drain, publish and let go of one task; shielded, and over by `deadline`.
 
         Raises
         ------
@@ -276,120 +269,84 @@ class Recorder:
         channel.lifecycle.advance(State.CLOSING)
         closed = StorageError(f"task {channel.task!r} was closed while this write waited for room")
         self._queue.fail_waiters(channel.lane, closed)
-        deadline = anyio.current_time() + self.close_timeout
+        if deadline is None:
+            deadline = anyio.current_time() + self.close_timeout
         with anyio.CancelScope(shield=True):
-            story = await self._story(failure, deadline)
-            channel.put_end(self._end(channel, story))
-            self.writer.hurry()
-            problem: StorageError | None = None
-            with anyio.CancelScope(deadline=deadline):
-                await channel.progress.wait_for_items(channel.progress.accepted_items)
-            if channel.progress.durable_items < channel.progress.accepted_items:
-                job = self.writer.unsettled(channel)
-                problem = self._write_failed(channel, None if job is None else job.error)
-                channel.progress.failure = problem
-                channel.progress.wake()
-            self.writer.drop(channel)
-            self.channels.remove(channel)
-            remaining = max(0.0, deadline - anyio.current_time())
-            with anyio.move_on_after(max(remaining, 1.0)):
-                await self.call(lambda: (channel.journal.close(), channel.lock.release()))
             try:
-                if problem is None:
-                    await self._publish_end(channel, remaining)
-            except PublishFailed as error:
-                problem = error
-            self._finished.add(channel)
-            channel.lifecycle.advance(State.CLOSED)
+                await self._drain(channel, failure, deadline)
+                await self._publication.finish(channel, deadline - anyio.current_time())
+            finally:
+                self._finished.add(channel.statistics())
+                channel.lifecycle.advance(State.CLOSED)
+
+    async def _drain(
+        self, channel: Channel, failure: BaseException | None, deadline: float
+    ) -> None:
+        """Make everything durable and let go of journal and lock; raise WriteFailed if it is not."""
+        story = await self._story(failure, deadline)
+        channel.put_end(self._end(channel, story))
+        self.writer.hurry()
+        progress = channel.progress
+        with anyio.CancelScope(deadline=deadline):
+            await progress.wait_for_items(progress.accepted_items)
+        problem: WriteFailed | None = None
+        if progress.durable_items < progress.accepted_items:
+            job = self.writer.unsettled(channel)
+            problem = self._write_failed(channel, None if job is None else job.error)
+            progress.failure = problem
+            progress.wake()
+        self.writer.drop(channel)
+        self.channels.remove(channel)
+        with anyio.move_on_after(max(deadline - anyio.current_time(), 1.0)):
+            await self.call(channel.let_go)
         if problem is not None:
             raise problem
 
-    async def _publish_end(self, channel: Channel, seconds: float) -> None:
-        trials = channel.progress.trials[Level.DURABLE - 1]
-        nbytes = channel.progress.bytes[Level.DURABLE - 1]
-        options = self._options(channel.task, channel)
-        if not self.publisher.can_start:
-            logger.warning(
-                "no publisher process can be started here; task %r is published in a thread",
-                channel.task,
-            )
-            with anyio.move_on_after(seconds) as scope:
-                await anyio.to_thread.run_sync(
-                    lambda: self._publish_here(channel.folder, options), abandon_on_cancel=True
-                )
-            if not scope.cancelled_caught:
-                self._note_published(channel, trials, nbytes)
-            return
-        self._requests += 1
-        message = {"do": "close", "request": self._requests, **options}
-        if await self._ask(channel, message, seconds, must=False):
-            await self.call(lambda: self.publisher.forget(channel.folder))
-            self._note_published(channel, trials, nbytes)
-
-    async def _ask(
-        self, channel: Channel, message: dict[str, Any], seconds: float, *, must: bool = True
-    ) -> bool:
-        """Tell the publisher, and wait for its answer; look after the child meanwhile."""
-        folder, request = channel.folder, message["request"]
-        await self.call(lambda: self.publisher.tell(folder, message))
-        delay, limit = _POLL
-        with anyio.move_on_after(seconds):
-            while not await self.call(lambda: answer_for(folder, request)):
-                await self.call(self.publisher.check)
-                if self.publisher.gave_up:
-                    raise PublishFailed(
-                        f"the publisher died {self.publisher.deaths} times on task {channel.task!r}; "
-                        "the journal is whole and the task is readable from it"
-                    )
-                await anyio.sleep(delay)
-                delay = min(limit, delay * 1.5)
-            return True
-        if must:
-            raise PublishFailed(
-                f"task {channel.task!r} was not published within {seconds:.0f} s; "
-                "the publisher goes on, and the journal is whole"
-            )
-        return False
-
-    # -- figures
-    # ------------------------------------------------------------------------------------
+    # -- figures and trouble --
 
     def statistics(self) -> Statistics:
         """The figures of all tasks of this Storage, finished ones included."""
         totals = Totals(self._finished.trials, self._finished.bytes)
         for channel in self.channels:
-            totals.add(channel)
-        tally = self._tally
-        return Statistics(
-            trials=totals.trials,
-            bytes=totals.bytes,
-            queue_bytes=self._queue.used,
-            queue_peak=self._queue.peak,
-            batches=tally.batches,
-            longest_hold=tally.longest_hold_ns / 1e9,
-            longest_to_durable=tally.longest_to_durable_ns / 1e9,
-            stalls=tuple(tally.stalls or ()),
-            losses=tally.losses,
-            trouble=tally.trouble,
+            totals.add(channel.statistics())
+        return self._tally.statistics(
+            totals.trials, totals.bytes, self._queue.used, self._queue.peak, self._tally.losses
         )
 
-    def _note_published(self, channel: Channel, trials: int, nbytes: int) -> None:
-        progress = channel.progress
-        progress.reach(Level.PUBLISHED, trials, nbytes - progress.bytes[Level.PUBLISHED - 1])
-        progress.wake()
+    def _tick(self) -> None:
+        """Once a second, in the thread."""
+        self.publisher.check()
+        with contextlib.suppress(OSError):
+            self._free_bytes = self.disk.free_bytes(self.root)
 
-    # -- parts
-    # --------------------------------------------------------------------------------------
+    def _report(self, what: str | None) -> None:
+        if what is None and self.publisher.gave_up and self.channels:
+            what = "the publisher died repeatedly; journals stay and tasks are readable from them"
+        is_new = what is not None and self._tally.trouble is None
+        self._tally.trouble = what
+        if what is None or not is_new:
+            return
+        logger.warning("%s", what)
+        if self._on_trouble is None:
+            return
+        trouble = Trouble(
+            what, time.time_ns(), self._queue.used, self._queue.capacity, self._free_bytes
+        )
+        try:
+            self._on_trouble(trouble)
+        except Exception as error:  # noqa: BLE001 - a broken hook must not end the writer
+            # Without a traceback: writing one out reads source files, and this is the loop.
+            logger.error("the on_trouble hook failed: %r", error)  # noqa: TRY400
+
+    # -- parts --
 
     @property
-    def writer(self) -> Writer:
-        """The writer task's object; there is one from `open` on."""
-        assert self._writer is not None
-        return self._writer
+    def publisher(self) -> Publisher:
+        """The handle on the child."""
+        return self._publication.publisher
 
-    async def call(self, function: Callable[[], Any]) -> Any:
+    async def call(self, function: Callable[[], T]) -> T:
         """Run a blocking function in the recorder's thread."""
-        assert self._worker is not None
         return await self._worker.call(function)
 
     async def _story(self, failure: BaseException | None, deadline: float) -> str | None:
@@ -414,56 +371,43 @@ class Recorder:
     def _write_failed(self, channel: Channel, error: Exception | None) -> WriteFailed:
         first, last = channel.progress.trials[Level.DURABLE - 1], channel.next_trial
         trials = range(first, last)
-        named = f"trials {first} to {last - 1} exist" if trials else "what was streamed exists"
+        what = f"trials {first} to {last - 1} exist" if trials else "what was streamed exists"
         failed = WriteFailed(
-            f"task {channel.task!r}: {named} nowhere but in memory and could not be made durable within "
-            f"{self.close_timeout:.0f} s: {error or 'the disk does not answer'}",
+            f"task {channel.task!r}: {what} nowhere but in memory and could not be made durable "
+            f"within {self.close_timeout:.0f} s: {error or 'the disk does not answer'}",
             trials,
         )
         failed.__cause__ = error
         return failed
 
-    def _tick(self) -> None:
-        """Once a second, in the thread."""
-        self.publisher.check()
-        with contextlib.suppress(OSError):
-            self._free_bytes = self.disk.free_bytes(self.root)
 
-    def _report(self, what: str | None) -> None:
-        if what is None and self.publisher.gave_up and self.channels:
-            what = "the publisher died repeatedly; journals stay and tasks are readable from them"
-        if what is None:
-            self._tally.trouble = None
-            return
-        is_new = self._tally.trouble is None
-        self._tally.trouble = what
-        if not is_new:
-            return
-        self._trouble_since = time.time_ns()
-        logger.warning("%s", what)
-        if self._on_trouble is not None:
-            trouble = Trouble(
-                what, self._trouble_since, self._queue.used, self._queue.capacity, self._free_bytes
-            )
-            try:
-                self._on_trouble(trouble)
-            except Exception as error:  # noqa: BLE001 - a broken hook must not end the writer
-                # Without a traceback: writing one out reads source files, and this is the loop.
-                logger.error("the on_trouble hook failed: %r", error)  # noqa: TRY400
+class _Prepared:
+    """A task being opened in the thread, and who it belongs to in the end."""
 
+    def __init__(self, prepare: Callable[[], Opened]) -> None:
+        self._prepare = prepare
+        self._opened: Opened | None = None
+        self._is_unwanted = False
 
-class Totals:
-    """Sums over tasks."""
+    def run(self) -> None:
+        """Open the task; let go of it at once if nobody waits any more."""
+        self._opened = self._prepare()
+        if self._is_unwanted:
+            self._let_go()
 
-    def __init__(self, trials: Levels = Levels(), nbytes: Levels = Levels()) -> None:
-        self.trials = trials
-        self.bytes = nbytes
+    def take(self, is_wanted: bool) -> Opened | None:  # noqa: FBT001 - the one question there is
+        """Return the opened task; otherwise see that it is let go of, now or when it comes."""
+        if is_wanted and self._opened is not None:
+            return self._opened
+        self._is_unwanted = True
+        self._let_go()
+        return None
 
-    def add(self, channel: Channel) -> None:
-        """Add one task's counts."""
-        own = channel.statistics()
-        self.trials = Levels(*map(sum, zip(self.trials, own.trials, strict=True)))
-        self.bytes = Levels(*map(sum, zip(self.bytes, own.bytes, strict=True)))
+    def _let_go(self) -> None:
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.journal.close()
+            opened.lock.release()
 
 
 _living: weakref.WeakSet[Recorder] = weakref.WeakSet()

@@ -103,3 +103,33 @@ class Tally:
             self.stalls = self.stalls or []
             if len(self.stalls) < _STALLS_KEPT:
                 self.stalls.append((began_unix_ns, seconds))
+
+    def statistics(
+        self, trials: Levels, nbytes: Levels, queue_bytes: int, queue_peak: int, losses: int
+    ) -> Statistics:
+        """Return the figures of one task, or of all, with what is common to them."""
+        return Statistics(
+            trials=trials,
+            bytes=nbytes,
+            queue_bytes=queue_bytes,
+            queue_peak=queue_peak,
+            batches=self.batches,
+            longest_hold=self.longest_hold_ns / 1e9,
+            longest_to_durable=self.longest_to_durable_ns / 1e9,
+            stalls=tuple(self.stalls or ()),
+            losses=losses,
+            trouble=self.trouble,
+        )
+
+
+class Totals:
+    """Sums over tasks."""
+
+    def __init__(self, trials: Levels | None = None, nbytes: Levels | None = None) -> None:
+        self.trials = trials or Levels()
+        self.bytes = nbytes or Levels()
+
+    def add(self, task: Statistics) -> None:
+        """Add one task's counts."""
+        self.trials = Levels(*map(sum, zip(self.trials, task.trials, strict=True)))
+        self.bytes = Levels(*map(sum, zip(self.bytes, task.bytes, strict=True)))
