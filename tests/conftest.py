@@ -59,7 +59,7 @@ def _is_on_loop() -> bool:
 
 
 def _culprit() -> str | None:
-    """The trialstore line that is to blame, or None: imports, and reading (which is synchronous), may."""
+    """The trialstore line that is to blame, or None: imports and synchronous readers may."""
     frame = sys._getframe(2)
     blamed = None
     while frame is not None:

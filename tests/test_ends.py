@@ -1,4 +1,4 @@
-"""How recordings end: exceptions, cancellation, signals, exits, forks. In processes of their own where it hurts."""
+"""How recordings end: exceptions, cancellation, signals, exits, forks."""
 
 from __future__ import annotations
 
@@ -106,8 +106,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     yield request.param
 
 
-# -- inside one process
-# -----------------------------------------------------------------------------
+# -- inside one process --------------------------------------------------------------------------
 
 
 class ExperimentError(Exception):
@@ -168,7 +167,7 @@ async def test_an_exception_group_is_not_added(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_cancellation_and_time_outs_keep_everything(tmp_path: Path) -> None:
-    """A scope that is cancelled around the whole session still leaves everything accepted published."""
+    """A scope cancelled around the whole session leaves everything accepted published."""
     with anyio.move_on_after(5) as scope:
         async with open_task(tmp_path / "data") as task:
             for number in range(100):
@@ -206,7 +205,7 @@ async def test_cancelling_aclose_does_not_lose_anything(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_a_dropped_task_warns(tmp_path: Path) -> None:
-    """A TaskWriter that is forgotten gives a ResourceWarning, and the Storage closes its task all the same."""
+    """A forgotten TaskWriter gives a ResourceWarning, and the Storage closes its task."""
     async with Storage(tmp_path / "data") as storage:
         storage.subject_id = "p0"
         task = await storage.create_task("reach")
@@ -221,14 +220,13 @@ async def test_a_dropped_task_warns(tmp_path: Path) -> None:
     await anyio.to_thread.run_sync(look)
 
 
-# -- processes of their own
-# -------------------------------------------------------------------------
+# -- processes of their own ----------------------------------------------------------------------
 
 
 def test_ctrl_c_publishes_and_reaches_only_the_experiment(
     tmp_path: Path, backend: str, script: Callable[..., Script]
 ) -> None:
-    """SIGINT to the whole foreground group, as a terminal sends it: everything accepted is published."""
+    """SIGINT to the foreground group, as from a terminal, leaves everything accepted published."""
     code = """
         async def main():
             async with Storage(sys.argv[1]) as storage:
@@ -269,7 +267,7 @@ def test_sys_exit_publishes(tmp_path: Path, backend: str, script: Callable[..., 
 
 
 def test_the_loop_closed_under_us(tmp_path: Path, script: Callable[..., Script]) -> None:
-    """An asyncio loop that is stopped and closed: what was accepted is written at the end, with a warning."""
+    """When an asyncio loop is closed, what was accepted is written at exit, with a warning."""
     code = """
         import asyncio
         warnings.simplefilter("always")
@@ -446,7 +444,7 @@ async def test_the_publisher_is_restarted(tmp_path: Path) -> None:
 async def test_a_publisher_that_always_dies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After repeated deaths the journal stays, the task stays readable, and the recorder says so."""
+    """After repeated deaths journal and task stay readable, and the recorder says so."""
     from trialstore import PublishFailed
     from trialstore._recording import publisher
 
@@ -466,7 +464,7 @@ async def test_a_publisher_that_always_dies(
 async def test_without_a_child_a_thread_publishes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where no process can be started the task is published after it was closed, with one warning."""
+    """Where no process can be started the task is published at its close, with one warning."""
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     async with open_task(tmp_path / "data") as task:
         await task.append("emg", np.zeros((2, 3)))

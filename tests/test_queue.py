@@ -132,7 +132,7 @@ async def test_cancelled_waiters_leave_nothing_counted() -> None:
 
 
 async def test_wait_raise_and_drop(tmp_path: Path) -> None:
-    """`wait` waits for the disk, `raise` raises, `drop` refuses the newest and stores that it did."""
+    """`wait` waits for the disk, `raise` raises, `drop` refuses the newest and records it."""
     disk = GatedDisk()
     chunk = np.zeros(4 * KIB, "uint8")
     with use(disk):
@@ -191,7 +191,7 @@ async def test_wait_raise_and_drop(tmp_path: Path) -> None:
 
 
 async def test_a_cancelled_write_took_nothing(tmp_path: Path) -> None:
-    """A write that waits for room and is cancelled leaves trial, numbering and queue as they were."""
+    """A write cancelled while it waits for room leaves trial, numbering and queue alone."""
     from trialstore import Design
 
     disk = GatedDisk()

@@ -133,7 +133,7 @@ async def test_levels_rise_in_order_and_publish_reaches_the_last(tmp_path: Path)
 
 
 async def test_publish_between_blocks_is_for_foreign_tools(tmp_path: Path) -> None:
-    """After `publish` pandas and h5py alone read everything durable so far, while recording goes on."""
+    """After `publish`, pandas and h5py alone read everything durable; recording goes on."""
     import h5py
     import pandas as pd
 
@@ -173,7 +173,7 @@ async def test_arrays_are_described_in_files_and_reader(tmp_path: Path) -> None:
 
 
 async def test_chunk_arrival_times_are_kept(tmp_path: Path) -> None:
-    """Each chunk's length and arrival stand in the file's group `timing`; the first one in timing.csv."""
+    """Each chunk's length and arrival stand in the file's `timing`, the first in timing.csv."""
     import h5py
 
     before = time.time_ns()
@@ -223,7 +223,7 @@ async def test_several_tasks_and_subjects_at_once(tmp_path: Path) -> None:
 
 
 async def test_an_existing_task_is_refused_repeated_or_replaced(tmp_path: Path) -> None:
-    """`TaskExists` by default; `repeat=True` takes the next name; overwriting goes by way of the trash."""
+    """`TaskExists` by default; `repeat=True` takes the next name; overwriting uses the trash."""
     root = tmp_path / "data"
     async with open_task(root) as task:
         await task.write({"n": 1})
@@ -273,7 +273,7 @@ async def test_two_recorders_on_one_task(tmp_path: Path) -> None:
 async def test_attributes_that_are_not_data_are_refused(
     tmp_path: Path, attrs: Any, culprit: str
 ) -> None:
-    """One clear error at the call names the attribute; the trial is left as it was, nothing is lost."""
+    """One error at the call names the attribute; the trial is left as it was."""
     async with open_task(tmp_path / "data") as task:
         trial = Design().add_block().add_trial()
         trial.attrs = dict(attrs)

@@ -1,4 +1,4 @@
-"""Going on with a task: after a clean close, after a kill, on another day; and what stays as it was."""
+"""Going on with a task: after a close, a kill, on another day; and what stays as it was."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def check(root: Path, count: int, status: str = "complete") -> None:
 
 
 async def test_resume_after_a_clean_close(tmp_path: Path) -> None:
-    """Numbers continue; a reader sees old and new trials, while recording and after, any number of times."""
+    """Numbers continue; readers see old and new trials, while recording and after, each time."""
     root = tmp_path / "data"
     await record(root, 0, 5, resume=False)
     for session in range(1, 4):
@@ -110,7 +110,7 @@ async def test_resume_with_new_columns_and_arrays(tmp_path: Path) -> None:
 
 
 async def test_nothing_recorded_before_is_changed_in_place(tmp_path: Path) -> None:
-    """Files of the first session are the same bytes until the next publication renames over them."""
+    """Files of the first session keep their bytes until the next publication renames over them."""
     root = tmp_path / "data"
     await record(root, 0, 5, resume=False)
 
@@ -185,7 +185,7 @@ def _parent(pid: int) -> int:
 
 @pytest.mark.leaves_files
 async def test_resume_after_kills_without_a_publisher(tmp_path: Path) -> None:
-    """Recorder and publisher die again and again: every session goes on where the last durable trial was."""
+    """However often recorder and publisher die, each session goes on at the last durable trial."""
     root = tmp_path / "data"
     count = 0
     for _ in range(3):
@@ -205,7 +205,7 @@ async def test_resume_after_kills_without_a_publisher(tmp_path: Path) -> None:
 
 
 async def test_resume_while_the_dead_recorders_publisher_works(tmp_path: Path) -> None:
-    """A task killed a moment ago can be resumed at once; its publisher is waited for or gives way."""
+    """A task killed a moment ago can be resumed at once; its publisher gives way."""
     root = tmp_path / "data"
 
     def kill_recorder_only() -> None:
@@ -237,7 +237,7 @@ async def test_resume_while_the_dead_recorders_publisher_works(tmp_path: Path) -
 
 
 async def test_uncommitted_chunks_are_kept_aside(tmp_path: Path) -> None:
-    """What was streamed and never committed lies in `interrupted/`, and is no part of the resumed trial."""
+    """Uncommitted chunks lie in `interrupted/`, and are no part of the resumed trial."""
     root = tmp_path / "data"
     async with open_task(root) as task:
         await task.append("emg", np.zeros((2, 4)))
@@ -311,7 +311,7 @@ class FailingDisk(Disk):
 
 
 async def test_a_task_that_cannot_be_created_leaves_nothing(tmp_path: Path) -> None:
-    """A disk that fails while a task is being created: one error of ours, and no half-made folder."""
+    """A disk that fails while a task is created gives one error of ours and no folder."""
     from trialstore import StorageError
 
     root = tmp_path / "data"

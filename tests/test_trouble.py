@@ -1,4 +1,4 @@
-"""A disk that fails: recording goes on elsewhere or in memory, loudly, and nothing accepted is lost in silence."""
+"""A disk that fails: recording goes on elsewhere or in memory, and says so."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def test_one_failure_goes_to_a_new_segment(
 
 
 async def test_a_disk_that_comes_back(tmp_path: Path) -> None:
-    """Held in memory, told once through the hook and in the statistics, and written when space is back."""
+    """Trials are held in memory, the hook is told once, and all is written when space is back."""
     disk = SickDisk()
     told: list[Any] = []
     with use(disk):

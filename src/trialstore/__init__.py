@@ -1,21 +1,20 @@
-"""trialstore records experiments: the loop never waits for the disk, nothing accepted is lost in silence.
+"""Record experiments: the loop never waits for the disk, nothing accepted is lost in silence.
 
 The road of a trial, and where to look:
 
 ```
- experiment loop       one background task      one child process       any script
+ experiment loop       one background task      one child process    any script
  task.write(trial) ─┐
- task.append(...)  ─┴▶ bounded queue ─▶ journal ─────────▶ trials.csv, NAME.hdf5 ─▶ DataFrame,
- ndarray
-   ACCEPTED               WRITTEN ─▶ DURABLE ────────────▶ PUBLISHED
+ task.append(...)  ─┴▶ bounded queue ─▶ journal ──────▶ trials.csv, NAME.hdf5 ─▶ DataFrame, ndarray
+   ACCEPTED               WRITTEN ─▶ DURABLE ─────────▶ PUBLISHED
 
  design.py              what an experiment fills: Design, Block, Trial, Array, ArrayInfo
  _storage.py            the async facade: Storage, TaskWriter, TrialWriter
  _recording/            queue, writer task, worker thread, handle on the child
  _ondisk/               bytes and files: journal, manifest, tables, names, the door to the disk
  _publishing/           the child: journal in, verified plain files out; the only writer of HDF5
- _reading/              StorageReader, TaskReader: ordinary synchronous calls, on any task at any
- time _errors.py             every exception, drawn as a tree
+ _reading/              StorageReader, TaskReader: ordinary synchronous calls, on any task
+ _errors.py             every exception, drawn as a tree
 ```
 
 Importing this package loads none of them; each name is loaded when it is first used.

@@ -1,18 +1,18 @@
 """Every exception trialstore raises on purpose, drawn once.
 
 ```
-StorageError                    root of the family; also raised itself for misuse (a closed task, a
-bad root) ├── InvalidName                 the caller: a name that cannot be a file name everywhere
-(also ValueError) ├── InvalidTrial                the caller: a trial or chunk that is not data
-(also TypeError, ValueError) ├── TaskExists                  the caller: the task was recorded
-before (also ValueError) ├── TaskNotFound                the caller: nothing was recorded under that
-name (also ValueError) ├── TaskLocked                  somebody else: another recorder has the task
-open ├── QueueFull                   the rate: the bounded queue had no room, nothing was taken ├──
-WriteFailed                 the disk: accepted trials could not be made durable ├── PublishFailed
-the publisher: the journal is whole, plain files are not there yet ├── DamagedData the disk, later:
-bytes that do not fit their checksum ├── UntrustedPickle             somebody else: a pickle that
-would run code └── FormatError                 somebody else: a file that is not ours, or newer than
-we are (also ValueError)
+StorageError          root of the family; also raised itself for misuse (a closed task, a bad root)
+├── InvalidName       the caller: a name that cannot be a file name everywhere (also ValueError)
+├── InvalidTrial      the caller: a trial or chunk that is not data (also TypeError, ValueError)
+├── TaskExists        the caller: the task was recorded before (also ValueError)
+├── TaskNotFound      the caller: nothing was recorded under that name (also ValueError)
+├── TaskLocked        somebody else: another recorder has the task open
+├── QueueFull         the rate: the bounded queue had no room, nothing was taken
+├── WriteFailed       the disk: accepted trials could not be made durable
+├── PublishFailed     the publisher: the journal is whole, plain files are not there yet
+├── DamagedData       the disk, later: bytes that do not fit their checksum
+├── UntrustedPickle   somebody else: a pickle that would run code
+└── FormatError       somebody else: a file not ours, or newer than we are (also ValueError)
 ```
 
 Each leaf that callers used to catch as a builtin (AxoPy raised ``ValueError``) still is one.
@@ -32,7 +32,7 @@ class StorageError(Exception):
 
 
 class InvalidName(StorageError, ValueError):
-    """A subject, task, array or pickle name that is refused; the message says which rule it breaks."""
+    """A subject, task, array or pickle name that is refused; the message says by which rule."""
 
 
 class InvalidTrial(StorageError, TypeError, ValueError):
@@ -48,7 +48,7 @@ class TaskNotFound(StorageError, ValueError):
 
 
 class TaskLocked(StorageError):
-    """Another recorder (or its publisher) has this task; the message names host, process and since when."""
+    """Another recorder, or its publisher, has this task; the message says who and since when."""
 
 
 class QueueFull(StorageError):

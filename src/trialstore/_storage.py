@@ -252,7 +252,7 @@ class Storage(StorageReader):
             await self._recorder.flush(channel)
 
     def statistics(self) -> Statistics:
-        """Return the figures of all tasks of this Storage; costs microseconds and touches no disk."""
+        """Return the figures of all tasks of this Storage, in microseconds and without the disk."""
         return self._recorder.statistics()
 
     async def to_zip(self, outfile: StrPath | None = None) -> str:  # type: ignore[override]
@@ -531,7 +531,7 @@ class TrialWriter:
 
     @property
     def data(self) -> dict[str, list[Any]]:
-        """All attributes written in this session: one list for each column, None where a row had none."""
+        """Attributes written in this session: a list for each column, None where there was none."""
         return self._channel.columns
 
     async def write(self, data: Mapping[str, Any]) -> Receipt:

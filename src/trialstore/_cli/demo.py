@@ -155,8 +155,11 @@ def record(playback: Playback, backend: str, console: Console) -> None:
         If the storage cannot be made, or trials not be made durable or published.
     """
     console.print(report.introduction(playback.plan, backend))
-    with report.live(playback, console) as on_idle:
-        anyio.run(play, playback, on_idle, backend=backend)
+    try:
+        with report.live(playback, console) as on_idle:
+            anyio.run(play, playback, on_idle, backend=backend)
+    finally:
+        console.print()  # rich ends the display's last line on terminals only
 
 
 def examine(playback: Playback, console: Console, pictures: Path) -> int:
@@ -172,7 +175,6 @@ def examine(playback: Playback, console: Console, pictures: Path) -> int:
     assert playback.folder is not None
     plan, reader = playback.plan, TaskReader(playback.folder)
     found = differences(reader, ARRAY, plan.takes)
-    console.print()
     if found:
         console.print(report.verdict(plan, found))
         console.print(Text(f"The data is in {str(reader.root)!r}."), soft_wrap=True)

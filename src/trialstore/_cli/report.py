@@ -95,8 +95,8 @@ def live(playback: Playback, console: Console) -> Iterator[Callable[[], None]]:
             idle.wait(_FROZEN_SECONDS)
             display.refresh()
 
+    thread = threading.Thread(target=draw, name="trialstore demo display")
     with display:
-        thread = threading.Thread(target=draw, name="trialstore demo display")
         thread.start()
         try:
             yield idle.set

@@ -1,4 +1,4 @@
-"""Which start of the computer this is: frames that were only written survive a kill, not a restart."""
+"""Which start of the computer this is: frames not yet durable survive a kill, not a restart."""
 
 from __future__ import annotations
 

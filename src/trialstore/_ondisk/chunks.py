@@ -85,7 +85,7 @@ def refusal_of_shape(shape: Shape) -> str | None:
 
 
 def opaque(array: NDArray[Any]) -> NDArray[Any]:
-    """View structured items as bare bytes: NumPy leaves their padding out when it copies, at random."""
+    """View structured items as bare bytes: when NumPy copies fields, padding is lost at random."""
     if array.dtype.names is None:
         return array
     return array.view(np.dtype((np.void, array.dtype.itemsize)))
@@ -137,12 +137,12 @@ def normalised(shape: Shape, stack_axis: int) -> Shape:
 
 
 def growing_axis(ndim: int, stack_axis: int) -> int:
-    """Axis along which an array of `ndim` (normalised) dimensions grows: AxoPy's hstack rule for 1-D."""
+    """Axis along which a normalised array of `ndim` dimensions grows, by the rule of ``hstack``."""
     return 0 if stack_axis == 1 and ndim == 1 else stack_axis
 
 
 def samples_axis(ndim: int, stack_axis: int) -> int:
-    """Axis of a *stored* array that counts samples, for windows; a single chunk was never normalised."""
+    """Axis of a *stored* array that counts samples; a single chunk was never normalised."""
     return min(growing_axis(ndim, stack_axis), max(ndim - 1, 0))
 
 
@@ -219,7 +219,7 @@ def slabs(
     stack_axis: int,
     length: int,
 ) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yield the array that `pieces` become in slabs of `length` samples, with the first sample of each.
+    """Yield the array that `pieces` become in slabs of `length` samples, each with its first one.
 
     Holds one slab and one piece at a time, however long the array is. The slab is used again: copy
     it to keep.

@@ -254,7 +254,7 @@ def current() -> Disk:
 
 @contextlib.contextmanager
 def use(disk: Disk) -> Iterator[Disk]:
-    """Let every `Storage` entered inside the block write through `disk` (for tests and rehearsals)."""
+    """Let every `Storage` entered inside the block write through `disk`, as tests do."""
     global _current
     before, _current = _current, disk
     try:

@@ -146,7 +146,7 @@ def parse_header(data: Buffer) -> bytes | None:
 
 
 def salt_of(session: bytes) -> int:
-    """Start value of every header CRC in a session's segments: frames of another journal never fit."""
+    """Start value of a session's header CRCs, so that frames of another journal never fit."""
     return zlib.crc32(session)
 
 

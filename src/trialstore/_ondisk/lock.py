@@ -64,7 +64,7 @@ class Lock:
 
     @property
     def held(self) -> bool:
-        """Whether this object still holds the lock, and the file at its path is still the locked one."""
+        """Whether this object still holds the lock, and the file at its path is the locked one."""
         return self._fd is not None and _same_file(self._fd, self.path)
 
     def release(self) -> None:
@@ -110,9 +110,8 @@ def acquire(path: Path, role: Role, patience: float = _PATIENCE) -> Lock:
             raise
         os.close(fd)
         if time.monotonic() > end:
-            raise TaskLocked(
-                f"{str(path.parent.parent)!r} is in use by {_read_holder(path) or 'another process'}"
-            )
+            user = _read_holder(path) or "another process"
+            raise TaskLocked(f"{str(path.parent.parent)!r} is in use by {user}")
         time.sleep(0.005)
 
 

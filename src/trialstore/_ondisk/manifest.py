@@ -155,7 +155,7 @@ class Manifest:
     sessions: list[str] = field(default_factory=list)
 
     def encode(self) -> bytes:
-        """Return the file's bytes: JSON, one member a line, the checksum of the rest as the last."""
+        """Return the file's bytes: JSON, one member a line, at the end the checksum of the rest."""
         values: dict[str, Any] = {name: getattr(self, name) for name in Manifest.__slots__}
         values["arrays"] = {name: record.to_json() for name, record in self.arrays.items()}
         values["losses"] = [loss.to_json() for loss in self.losses]
@@ -187,11 +187,13 @@ def decode(data: bytes, path: Path) -> Manifest:
             pass
         case _:
             raise FormatError(
-                f"{str(path)!r} is not a manifest of trialstore: move it away to read the task as foreign"
+                f"{str(path)!r} is not a manifest of trialstore: "
+                "move it away to read the task as foreign"
             )
     if version > VERSION:
         raise FormatError(
-            f"{str(path)!r} is of format version {version}; this trialstore knows {VERSION}: update it"
+            f"{str(path)!r} is of format version {version}; "
+            f"this trialstore knows {VERSION}: update it"
         )
     found = _CHECKSUM.search(data)
     if found is None or int(found[1], 16) != zlib.crc32(data[: found.start()]):
@@ -211,8 +213,10 @@ def read(task: Path) -> Manifest | None:
 
     Raises
     ------
-    FormatError, DamagedData
-        As `decode`.
+    FormatError
+        If it is no manifest, or one of a newer version.
+    DamagedData
+        If it cannot be read, or does not fit its checksum.
     """
     path = task / MANIFEST
     try:

@@ -166,6 +166,11 @@ class Replay:
     # -- following
     # ----------------------------------------------------------------------------------
 
+    @property
+    def scanned(self) -> int:
+        """Bytes of journal that have been looked at."""
+        return sum(file.scanned for file in self._files.values())
+
     def poll(self) -> list[JournalTrial]:
         """Read what has been appended and return the trials that were committed by it, in order.
 

@@ -110,6 +110,11 @@ class SegmentFile:
         except OSError as error:
             raise DamagedData(f"{str(self.path)!r} cannot be read: {error}", self.path) from error
 
+    @property
+    def scanned(self) -> int:
+        """Bytes that have been looked at."""
+        return self._offset
+
     def size(self) -> int:
         """Bytes in the segment now."""
         return os.fstat(self._fd).st_size

@@ -234,7 +234,7 @@ class JournalWriter:
         raise failure or OSError(errno.EIO, "no segment could be created", str(self._folder))
 
     def _open(self, folder: Path, entries: Sequence[Entry]) -> Segment:
-        """Create a segment and make its opening and `entries` durable in it, or leave nothing behind."""
+        """Create a segment with its opening and `entries` durable, or leave nothing behind."""
         if folder is self._fallback:
             self._disk.make_folders(folder)
         # One numbering for both folders: readers take segments in the order of their numbers.

@@ -236,7 +236,7 @@ class ArrayBuilder:
         return self._changed
 
     def _sync_closed(self) -> None:
-        """The table of contents is written at close: sync again, and see that it leads to the same bytes."""
+        """Sync what was written at close, and see that it still leads to the same bytes."""
         try:
             self._sync()
         except OSError as error:

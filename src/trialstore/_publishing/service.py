@@ -40,7 +40,7 @@ class Service:
         self._messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._pipe = pipe
         self._refreshed: dict[Path, float] = {}
-        self._waiting: dict[Path, tuple[float, int]] = {}
+        self._growth: dict[Path, tuple[float, int]] = {}
         self._parent_gone = False
 
     def run(self) -> None:
@@ -94,8 +94,7 @@ class Service:
         if publisher is None:
             return
         try:
-            waiting = publisher.follow()
-            if not self._is_loaded(folder, waiting):
+            if not self._is_loaded(folder, publisher.follow()):
                 publisher.build(_BUILD_BYTES)
             self._refresh(folder, publisher)
         except FileNotFoundError:
@@ -104,11 +103,12 @@ class Service:
         except (StorageError, OSError) as error:
             self._fail(folder, None, error)
 
-    def _is_loaded(self, folder: Path, waiting: int) -> bool:
+    def _is_loaded(self, folder: Path, scanned: int) -> bool:
+        """Whether the recorder writes so fast just now that building would slow it down."""
         now = time.monotonic()
-        before, was_waiting = self._waiting.get(folder, (now - _TICK, 0))
-        self._waiting[folder] = (now, max(0, waiting - _BUILD_BYTES))
-        return (waiting - was_waiting) / max(now - before, 1e-3) > _LOAD_LIMIT
+        before, was_scanned = self._growth.get(folder, (now - _TICK, scanned))
+        self._growth[folder] = (now, scanned)
+        return (scanned - was_scanned) / max(now - before, _TICK) > _LOAD_LIMIT
 
     def _refresh(self, folder: Path, publisher: TaskPublisher) -> None:
         now = time.monotonic()

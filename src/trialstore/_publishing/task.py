@@ -1,4 +1,4 @@
-"""One task on its way to plain files: follow the journal, build hidden files, publish, take the journal away.
+"""One task on its way to plain files: follow the journal, build hidden files, publish them.
 
 Everything here can be killed at any point and begun again: published files appear by rename, the
 manifest last, and the journal goes only after that.
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from trialstore._ondisk.lock import Lock
     from trialstore._ondisk.replay import ChunkRef, JournalTrial
 
+#: Begins the token in the names of the files that a publisher builds, and of no others.
+_PUBLISHER: Final = "publisher-"
 _KILLED: Final = (
     "the recorder ended without closing the task (it was killed, or the computer stopped)"
 )
@@ -59,7 +61,7 @@ class _Rows:
         self.timing.append((trial.index, *times))
 
     def skip(self) -> None:
-        """A trial whose row is lost keeps its line, empty: row numbers are what names the datasets."""
+        """Keep an empty line for a trial whose row is lost: row numbers name the datasets."""
         self.lost.append(len(self.table))
         self.table.add([])
 
@@ -90,7 +92,7 @@ class TaskPublisher:
         self._journal = folder / layout.JOURNAL
         self._fallback = fallback
         self._disk = Disk()
-        self._token = uuid.uuid4().hex[:12]
+        self._token = _PUBLISHER + uuid.uuid4().hex[:12]
         self._rows = _Rows()
         self._arrays: dict[str, ArrayBuilder] = {}
         self._losses: list[Loss] = []
@@ -118,14 +120,17 @@ class TaskPublisher:
     def _builder(self, name: str, record: ArrayRecord) -> ArrayBuilder:
         return ArrayBuilder(self._disk, self.folder, name, record, self._token)
 
-    def _remove_leftovers(self) -> None:
-        """Hidden files of a publisher that died; it cannot be alive, its recorder has started us instead."""
+    def _remove_leftovers(self, mark: str = f".{_PUBLISHER}") -> None:
+        """Remove hidden files of a publisher that died: a living one's recorder would not start us.
+
+        The recorder's own, such as a pickle that it is just writing, are nothing to us.
+        """
         for name in os.listdir(self.folder):
-            if layout.is_building(name):
+            if layout.is_building(name) and mark in name:
                 self._remove(self.folder / name)
 
     def _remove(self, path: Path) -> None:
-        """Delete a hidden file of ours, or a journal that was moved out of sight; follows no links."""
+        """Delete a hidden file of ours, or a journal moved out of sight; follows no links."""
         if path.is_symlink() or not path.is_dir():
             self._disk.remove(path)
             return
@@ -133,11 +138,10 @@ class TaskPublisher:
             self._remove(path / name)
         self._disk.remove_folder(path)
 
-    # -- while recording
-    # ----------------------------------------------------------------------------
+    # -- while recording -------------------------------------------------------------------------
 
     def follow(self) -> int:
-        """Read what the journal has gained; return how many bytes of samples wait to be built.
+        """Read what the journal has gained; return how many bytes of it have been read in all.
 
         Raises
         ------
@@ -149,13 +153,7 @@ class TaskPublisher:
         self._undecided += self._replay.poll()
         while self._undecided and self._undecided[0].seq <= self._replay.synced_to:
             self._take(self._undecided.popleft())
-        return self.waiting_bytes
-
-    @property
-    def waiting_bytes(self) -> int:
-        """Bytes of samples that are not built yet."""
-        waiting = (trial.commit.arrays.values() for trial in self._waiting)
-        return sum(nbytes for arrays in waiting for _, nbytes in arrays)
+        return self._replay.scanned
 
     def _take(self, trial: JournalTrial) -> None:
         self._rows.add(trial)
@@ -230,8 +228,7 @@ class TaskPublisher:
             self._disk.write_file(self.folder / layout.MANIFEST, described.encode())
         return len(self._rows.table)
 
-    # -- the end
-    # ------------------------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------------
 
     def finish(self) -> None:
         """Publish everything, mark the task complete or interrupted, and take the journal away.
@@ -267,6 +264,7 @@ class TaskPublisher:
             self._describe_end(described)
             described.files.update(self._pickles())
             self._disk.write_file(self.folder / layout.MANIFEST, described.encode())
+            self._remove_leftovers("")  # of a killed recorder, too: it is gone, we have its lock
 
     @contextlib.contextmanager
     def _publishing(self) -> Any:
@@ -305,7 +303,7 @@ class TaskPublisher:
         return described
 
     def _put_in_place(self, described: Manifest, *, keep_building: bool) -> None:
-        """Complete every hidden file first, then rename them all: a failure leaves the old set whole."""
+        """Complete all hidden files, then rename them all: a failure leaves the old set whole."""
         ready = [builder for builder in self._arrays.values() if builder.finish()]
         for builder in ready:
             builder.publish(keep_building=keep_building)
@@ -337,7 +335,7 @@ class TaskPublisher:
         return found
 
     def _keep_uncommitted(self) -> None:
-        """Chunks of trials that were never committed go to ``interrupted/``, named by trial and session."""
+        """Put chunks of uncommitted trials into ``interrupted/``, named by trial and session."""
         by_array: dict[str, list[tuple[str, int, list[ChunkRef]]]] = {}
         for (session, trial), arrays in self._replay.uncommitted().items():
             for name, refs in arrays.items():

@@ -60,8 +60,8 @@ class JournalSource:
         self._base: PublishedSource | None = None
         self._base_trials = 0
         if manifest is not None:
-            tables = folder / layout.JOURNAL / layout.BASE
-            self._base = PublishedSource(tables, manifest)
+            aside = folder / layout.JOURNAL / layout.BASE
+            self._base = PublishedSource(folder, manifest, aside)
             self._base_trials = manifest.trials
         self._replay = Replay((folder / layout.JOURNAL,), self._base_trials)
         self.is_recording = False

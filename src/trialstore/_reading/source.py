@@ -5,6 +5,7 @@ Three classes with the same methods; `CurrentSource` chooses the right one at ea
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -177,11 +178,15 @@ class PublishedSource:
         The task's folder, where arrays lie.
     manifest : Manifest
         What was published.
+    aside : pathlib.Path, optional
+        Where the published files are kept while the task is resumed. Tables are read there; arrays
+        as well, until it is gone: what is in `folder` then holds the same trials, and more.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, aside: Path | None = None) -> None:
         self._folder = folder
         self._manifest = manifest
+        self._aside = aside
 
     @property
     def status(self) -> str:
@@ -211,7 +216,7 @@ class PublishedSource:
         return list(parse_timing(self._checked_file(layout.TIMING)))
 
     def _checked_file(self, name: str) -> bytes:
-        path = self._folder / name
+        path = (self._aside or self._folder) / name
         try:
             data = read_file(path)
         except OSError as error:
@@ -283,6 +288,9 @@ class PublishedSource:
         return self._manifest.arrays[name].trials[trial]
 
     def _open(self, name: str) -> ArrayFile:
+        if self._aside is not None:
+            with contextlib.suppress(StorageError):
+                return ArrayFile(layout.array_path(self._aside, name))
         path = layout.array_path(self._folder, name)
         try:
             return ArrayFile(path)

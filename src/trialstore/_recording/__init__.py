@@ -1,1 +1,1 @@
-"""Concurrency: the bounded queue, the writer task and the handle on the publisher. Knows no file format."""
+"""Concurrency: the queue, the writer task and the handle on the publisher; no file format."""

@@ -93,8 +93,7 @@ class Channel:
         self._notify = notify
         self._yielded_ns = 0
 
-    # -- trials
-    # -------------------------------------------------------------------------------------
+    # -- trials ----------------------------------------------------------------------------------
 
     async def write(self, trial: object) -> Receipt:
         """Accept a trial, waiting for room if the policy says so."""
@@ -150,8 +149,7 @@ class Channel:
             column.append(attrs.get(name))
         self._rows += 1
 
-    # -- chunks
-    # -------------------------------------------------------------------------------------
+    # -- chunks ----------------------------------------------------------------------------------
 
     async def append(self, name: str, chunk: object) -> None:
         """Accept a chunk of the open trial, waiting for room if the policy says so."""
@@ -184,7 +182,7 @@ class Channel:
         self._accept_chunk(item, size, began)
 
     def _chunk(self, name: str, chunk: object) -> ChunkItem:
-        """Check a chunk against the open trial and copy it; the trial is changed only on acceptance."""
+        """Check a chunk against the open trial and copy it; accepting it changes the trial."""
         name = self.names.check(name)
         array = intake.take_chunk(chunk, name)
         known = self._open.arrays.get(name)
@@ -227,18 +225,17 @@ class Channel:
         self._took(item.stamp.monotonic_ns)
         self._tally.note_hold(time.perf_counter_ns() - began)
 
-    # -- room
-    # ---------------------------------------------------------------------------------------
+    # -- room ------------------------------------------------------------------------------------
 
     async def _breathe(self) -> None:
-        """Be a checkpoint often enough; before anything is taken, so that a cancelled call took nothing."""
+        """Be a checkpoint often enough, and first of all: a cancelled call has taken nothing."""
         now = time.monotonic_ns()
         if now - self._yielded_ns > _YIELD_AFTER_NS:
             await anyio.lowlevel.checkpoint()
             self._yielded_ns = time.monotonic_ns()
 
     async def _reserve(self, size: int, check_again: Callable[[], None]) -> None:
-        """Wait for room; what was true before the wait is checked again, and nothing is kept if it is not."""
+        """Wait for room, then check again what was true before; if it is not, keep nothing."""
         self._notify()
         await self._queue.reserve(self.lane, size)
         try:
@@ -291,12 +288,12 @@ class Channel:
             for (trial, noun, of), count in refused.items()
         )
 
-    # -- the end
-    # ------------------------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------------
 
     def put_end(self, end: CleanEnd) -> None:
-        """Queue the end record; it always has room. The writer is not told: there may be no loop."""
+        """Queue the end record, for which there is room; without a loop nobody need be told."""
         self._queue.put(self.lane, EndItem(end), ITEM_OVERHEAD)
+        self.progress.reach(Level.ACCEPTED, self.next_trial, ITEM_OVERHEAD)
         self.progress.accepted_items += 1
 
     def let_go(self) -> None:
@@ -312,7 +309,7 @@ class Channel:
         self._queue.remove_lane(self.lane)
 
     def statistics(self) -> Statistics:
-        """This task's part of the figures; queue and commits are the whole Storage's."""
+        """Return this task's part of the figures; queue and commits are the whole Storage's."""
         progress = self.progress
         return self._tally.statistics(
             Levels(*(count - progress.first for count in progress.trials)),

@@ -16,7 +16,7 @@ _HASH_LENGTHS: Final = (40, 64)
 
 
 def describe() -> dict[str, Any]:
-    """Host, platform, Python and package versions, and the git commit of the experiment's folder."""
+    """Return host, platform, versions, and the git commit of the experiment's folder."""
     versions = {}
     for name in _PACKAGES:
         try:
@@ -36,7 +36,7 @@ def describe() -> dict[str, Any]:
 
 
 def clocks() -> dict[str, Any]:
-    """Return now on every clock: for a person, since 1970 and since the computer started (nanoseconds)."""
+    """Return now on every clock: as text, and in ns since 1970 and since the computer started."""
     unix_ns = time.time_ns()
     utc = datetime.fromtimestamp(unix_ns / 1e9, UTC).isoformat(timespec="milliseconds")
     return {"utc": utc, "unix_ns": unix_ns, "monotonic_ns": time.monotonic_ns()}

@@ -1,4 +1,4 @@
-"""From what an experiment hands over to items of the queue: checked at the call, copied, all or nothing.
+"""From what an experiment hands over to items of the queue: checked, copied, all or nothing.
 
 Pure functions over trials and chunks. Nothing here waits, touches a disk, or changes what it is
 given.
@@ -104,7 +104,7 @@ class ArrayNames:
 
 
 def take_chunk(chunk: object, name: str) -> NDArray[Any]:
-    """Return `chunk` as an array (not yet copied); raise InvalidTrial if it cannot be one that is kept."""
+    """Return `chunk` as an array, not yet copied, or raise InvalidTrial if none can be kept."""
     # numpy.ma is loaded by whoever uses it; asking numpy for it would load it here, in 50 ms on the
     # loop.
     masked = sys.modules.get("numpy.ma")
@@ -206,7 +206,7 @@ def snapshot(
 
 
 def check_unstreamed(parts: Sequence[ArrayPart], streamed: OpenTrial) -> None:
-    """Raise InvalidTrial if an array of the trial was streamed as well: their order would be a guess."""
+    """Raise InvalidTrial if an array was streamed as well: the order would be a guess."""
     for part in parts:
         if part.name in streamed.arrays:
             raise InvalidTrial(

@@ -254,7 +254,7 @@ def _begin(
 
 
 def _lock_patiently(path: Path) -> Lock:
-    """Take the lock; a publisher that is just finishing the task is waited for, a recorder is not."""
+    """Take the lock; wait for a publisher that is finishing the task, not for a recorder."""
     end = time.monotonic() + PUBLISHER_PATIENCE
     while True:
         try:
@@ -271,7 +271,7 @@ def _lock_patiently(path: Path) -> Lock:
 
 
 def _set_published_aside(place: Place, folder: Path, lock: Lock) -> Lock:
-    """Begin a fresh journal on top of what is published; a journal that was kept goes to the trash."""
+    """Begin a fresh journal on top of what is published; an old one goes to the trash."""
     journal = folder / layout.JOURNAL
     if any(layout.segment_number(name) is not None for name in os.listdir(journal)):
         _move_to_trash(place, journal, f"{folder.name}.{layout.JOURNAL}")

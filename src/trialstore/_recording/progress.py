@@ -63,7 +63,7 @@ class Progress:
         return Level(max(1, reached))
 
     def reach(self, level: Level, trials: int, nbytes: int) -> None:
-        """Note that all trials before number `trials` have reached `level`, with `nbytes` more bytes."""
+        """Note that the trials before number `trials` reached `level`, with `nbytes` more bytes."""
         self.trials[level - 1] = max(self.trials[level - 1], trials)
         self.bytes[level - 1] += nbytes
 
@@ -89,7 +89,7 @@ class Progress:
         await self._wait(index + 1, level)
 
     async def wait_for_items(self, target: int) -> None:
-        """Wait until the first `target` accepted items are durable; raise the failure if they cannot be."""
+        """Wait until the first `target` accepted items are durable, or raise the failure."""
         await self._wait(target, None)
 
     async def _wait(self, target: int, level: Level | None) -> None:

@@ -162,7 +162,7 @@ class Publisher:
             _alone.append(process)
 
     def forget_after_fork(self) -> None:
-        """In a forked child: close our end of the pipe, or the publisher would never see it close."""
+        """Close a forked child's end of the pipe, or the publisher would never see it close."""
         if os.getpid() != self._pid and self._process is not None:
             self.stop()
             self.leave_running()

@@ -41,7 +41,7 @@ class Lane:
         self.waiters: deque[_Waiter] = deque()
 
     def take(self) -> tuple[list[Item], int]:
-        """Remove the items of one batch and return them with their size; they still count as queued."""
+        """Remove one batch and return it with its size; it still counts as queued."""
         taken: list[Item] = []
         size = 0
         while self.items and (not taken or size + self.items[0][1] <= BATCH_BYTES):
@@ -105,7 +105,7 @@ class BoundedQueue:
         lane.items.append((item, size))
 
     async def reserve(self, lane: Lane, size: int) -> None:
-        """Wait until `size` bytes are counted for the caller, who then puts without a further await.
+        """Wait until `size` bytes are counted for the caller, who then puts without waiting.
 
         Guarantee: if this raises, also by cancellation, nothing is counted.
 

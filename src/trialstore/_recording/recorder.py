@@ -284,10 +284,13 @@ class Recorder:
     ) -> None:
         """Make everything durable and let go of journal and lock; raise WriteFailed if it is not."""
         story = await self._story(failure, deadline)
-        channel.put_end(self._end(channel, story))
-        self.writer.hurry()
         progress = channel.progress
         with anyio.CancelScope(deadline=deadline):
+            # Twice, so that the end can tell the figures of everything before it.
+            self.writer.hurry()
+            await progress.wait_for_items(progress.accepted_items)
+            channel.put_end(self._end(channel, story))
+            self.writer.hurry()
             await progress.wait_for_items(progress.accepted_items)
         problem: WriteFailed | None = None
         if progress.durable_items < progress.accepted_items:

@@ -81,7 +81,7 @@ class Worker:
         return await self.submit(function).wait()
 
     def stop(self, timeout: float) -> bool:
-        """Let the thread end after what it has begun; return whether it did within `timeout` seconds."""
+        """End the thread after what it has begun; say whether it did in `timeout` seconds."""
         self._calls.put(None)
         self._thread.join(timeout)
         return not self._thread.is_alive()

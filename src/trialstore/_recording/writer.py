@@ -1,4 +1,4 @@
-"""The writer task: takes what is queued, makes it durable in one worker-thread call, tells who waits.
+"""The writer task: makes what is queued durable in one worker-thread call, tells who waits.
 
 A batch is everything queued at that moment; the disk's own speed makes batches grow. What fails is
 held: the batch stays in memory, within the queue's bound, and is tried again every second until the
@@ -127,8 +127,7 @@ class Writer:
         self._poisonings = 0
         self._marked: dict[Channel, int] = {}
 
-    # -- called by others on the loop
-    # ---------------------------------------------------------------
+    # -- called by others on the loop ------------------------------------------------------------
 
     def notify(self) -> None:
         """There is work."""
@@ -165,11 +164,10 @@ class Writer:
             self.channels.remove(channel)
         channel.leave()
 
-    # -- the task
-    # -----------------------------------------------------------------------------------
+    # -- the task --------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Run until `stop`; shielded, because an experiment's cancellation must not lose its trials."""
+        """Run until `stop`, shielded: an experiment's cancellation must not lose its trials."""
         try:
             with self._scope:
                 while not self._stopping:
@@ -217,7 +215,8 @@ class Writer:
             if channel.lane.items:
                 self.notify()
         # Whoever came first in this batch comes last in the next.
-        self.channels.append(self.channels.pop(0)) if self.channels else None
+        self.channels.extend(self.channels[:1])
+        del self.channels[:1]
         return jobs
 
     def _wants_mark(self, channel: Channel) -> bool:
@@ -288,11 +287,10 @@ class Writer:
             self._last_tick = now
             await self._worker.call(self._tick)
 
-    # -- without a loop
-    # -----------------------------------------------------------------------------
+    # -- without a loop --------------------------------------------------------------------------
 
     def drain_now(self, patience: float) -> list[Channel]:
-        """Commit everything from this thread, for when the loop is gone; return the tasks that failed.
+        """Commit everything from this thread, when the loop is gone; return the failed tasks.
 
         The worker thread may be in the middle of a batch: it is given `patience` seconds to finish.
         """
