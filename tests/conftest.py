@@ -20,6 +20,7 @@ from trialstore._recording import publisher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import FrameType
 
 PACKAGE = f"{os.sep}trialstore{os.sep}"
 READING = f"{os.sep}_reading{os.sep}"
@@ -60,7 +61,7 @@ def _is_on_loop() -> bool:
 
 def _culprit() -> str | None:
     """The trialstore line that is to blame, or None: imports and synchronous readers may."""
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     blamed = None
     while frame is not None:
         name = frame.f_code.co_filename
@@ -68,7 +69,7 @@ def _culprit() -> str | None:
             return None
         if PACKAGE in name and blamed is None and "tests" not in Path(name).parts:
             blamed = f"{name}:{frame.f_lineno} {frame.f_code.co_name}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return blamed
 
 
@@ -121,7 +122,7 @@ def open_files_below(folder: Path) -> list[str]:
     found = []
     for entry in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(entry)
+            target = str(entry.readlink())
         except OSError:
             continue
         if target.startswith(f"{folder}{os.sep}"):

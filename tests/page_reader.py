@@ -1,4 +1,4 @@
-"""A reader of journals, written from docs/reference/format.md alone, as a stranger would write it."""
+"""A reader of journals, written from docs/reference/format.md alone, as a stranger would."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import struct
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    Run = tuple[dict[str, Any], bytes | None]
-
-HEADER = struct.Struct("<8s16sII")
+CRC = struct.Struct("<I").pack
 FRAME = struct.Struct("<4sBBHQQQIIIIII")
-WITNESS = struct.Struct("<8sQ16s16sQQQIQI")
+NUMPY = ["float32", *(f"{sign}int{n}" for sign in ("", "u") for n in (8, 16, 32, 64))]
+SIMPLE: dict[str, Any] = {
+    "missing": lambda _: None,
+    "bool": lambda text: text == "True",
+    "int": lambda text: int(text, 0),
+    **{"bytes": bytes.fromhex, "float": float, "complex": complex, "str": str},
+    **{kind: getattr(np, kind) for kind in NUMPY},
+    **{kind.__name__: kind.fromisoformat for kind in (date, time, datetime)},
+}
 
 
 @dataclass
@@ -31,7 +37,7 @@ class Trial:
     session: bytes
     times: tuple[int, int, int | None]
     attrs: dict[str, Any]
-    arrays: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, Any]
 
 
 def padded(length: int) -> int:
@@ -41,17 +47,14 @@ def padded(length: int) -> int:
 
 def session_of(path: Path, data: bytes) -> bytes:
     """Take the session from either copy of the header, else from the witness."""
-    for at in (0, 32):
-        if len(data) >= at + 32:
-            magic, session, version, crc = HEADER.unpack_from(data, at)
-            if magic == b"\x89TRS\r\n\x1a\n" and crc == zlib.crc32(data[at : at + 28]):
-                assert version == 1, "a version that this reader does not know"
-                return bytes(session)
+    for copy in (data[:32], data[32:64]):
+        if copy[:8] == b"\x89TRS\r\n\x1a\n" and copy[28:] == CRC(zlib.crc32(copy[:28])):
+            assert copy[24:28] == b"\1\0\0\0", "a version that this reader does not know"
+            return copy[8:24]
     said = path.with_suffix(".witness").read_bytes()
-    for at in (0, 512):
-        magic, _, session, *_, crc = WITNESS.unpack_from(said, at)
-        if magic == b"TRSW\x01\0\0\0" and crc == zlib.crc32(said[at : at + 84]):
-            return bytes(session)
+    for slot in (said[:88], said[512:600]):
+        if slot[:8] == b"TRSW\1\0\0\0" and slot[84:] == CRC(zlib.crc32(slot[:84])):
+            return slot[16:32]
     raise ValueError(f"nothing in {path} can be read")
 
 
@@ -59,21 +62,17 @@ def frames_of(data: bytes, session: bytes) -> Iterator[tuple[int, int, Any, byte
     """Yield seq, type, description and samples (None if damaged) of each frame of a segment."""
     at, last = 64, 0
     while at + 56 <= len(data):
-        magic, kind, _, size, length, seq, *crcs, crc = FRAME.unpack_from(data, at)
-        _, _, meta_length, meta_crc, body_crc, _ = crcs
-        begin = at + 56 + padded(meta_length)
-        end, whole = at + 56 + padded(length), at + 56 + length
+        magic, kind, _, size, length, seq, _, _, *lengths, crc = FRAME.unpack_from(data, at)
+        meta_length, meta_crc, body_crc, _ = lengths
+        begin, whole, end = (at + 56 + n for n in (padded(meta_length), length, padded(length)))
         fits = crc == zlib.crc32(data[at : at + 52], zlib.crc32(session))
         if magic != b"\xf1TrF" or not fits or size != 56 or begin > whole or end > len(data):
             at += 8
             continue
-        meta, body = data[at + 56 : at + 56 + meta_length], data[begin:whole]
-        at = end
-        if seq <= last:
-            continue
-        last = seq
-        if kind <= 7 and zlib.crc32(meta) == meta_crc:
+        meta, body, at = data[at + 56 :][:meta_length], data[begin:whole], end
+        if seq > last and kind <= 7 and zlib.crc32(meta) == meta_crc:
             yield seq, kind, json.loads(meta), body if zlib.crc32(body) == body_crc else None
+        last = max(seq, last)
 
 
 def read_journal(*folders: Path) -> dict[int, Trial]:
@@ -81,8 +80,7 @@ def read_journal(*folders: Path) -> dict[int, Trial]:
     segments = [path for folder in folders for path in folder.glob("*.segment")]
     limits: dict[bytes, float] = {}
     trials: dict[int, Trial] = {}
-    counts: dict[int, dict[str, list[int]]] = {}
-    runs: dict[tuple[bytes, int, str], dict[int, Run]] = {}
+    runs: dict[tuple[bytes, int, str], dict[int, Any]] = {}
     for path in sorted(segments, key=lambda segment: int(segment.stem)):
         data = path.read_bytes()
         session = session_of(path, data)
@@ -100,16 +98,15 @@ def read_journal(*folders: Path) -> dict[int, Trial]:
             elif kind == 3 and meta["trial"] not in trials:
                 times = meta["unix_ns"], meta["monotonic_ns"], meta["first_unix_ns"]
                 attrs = {name: value_of(kind, text) for name, kind, text in meta["row"]}
-                trials[meta["trial"]] = Trial(seq, session, times, attrs)
-                counts[meta["trial"]] = meta["arrays"]
+                trials[meta["trial"]] = Trial(seq, session, times, attrs, meta["arrays"])
     for number, trial in trials.items():
-        for name, (count, _) in counts[number].items():
+        for name, (count, _) in trial.arrays.items():
             found = runs.get((trial.session, number, name), {})
             trial.arrays[name] = array_of([found[first] for first in sorted(found)], count)
     return dict(sorted(trials.items()))
 
 
-def array_of(runs: list[Run], count: int) -> Any:
+def array_of(runs: list[tuple[dict[str, Any], bytes | None]], count: int) -> Any:
     """Return the array that runs of chunks are, or None if one is missing or damaged."""
     pieces: list[Any] = []
     for meta, body in runs:
@@ -120,12 +117,11 @@ def array_of(runs: list[Run], count: int) -> Any:
             shape = tuple(length if size is None else size for size in meta["shape"])
             pieces.append(np.ndarray(shape, dtype, body, at))
             at += math.prod(shape) * dtype.itemsize
-    if len(pieces) != count or count < 2:
+    if len(pieces) != count or count == 1:
         return pieces[0] if len(pieces) == count else None
     axis = runs[0][0]["stack_axis"]
-    if axis == 1:
-        return np.concatenate([np.atleast_1d(p) for p in pieces], min(pieces[0].ndim, 2) > 1)
-    return np.concatenate([(np.atleast_2d, None, np.atleast_3d)[axis](p) for p in pieces], axis)
+    pieces = [*map((np.atleast_2d, np.atleast_1d, np.atleast_3d)[axis], pieces)]
+    return np.concatenate(pieces, min(axis, pieces[0].ndim - 1))
 
 
 def tuples(described: Any) -> Any:
@@ -135,44 +131,20 @@ def tuples(described: Any) -> Any:
     return [(name, tuples(kind), *map(tuple, shape)) for name, kind, *shape in described]
 
 
-def value_of(kind: str, text: str) -> Any:
+def value_of(kind: str, text: Any) -> Any:
     """Return the value of an attribute; of a kind that is not known here, kind and text."""
     if kind in {"json", "tuple"}:
         value = json.loads(text, object_hook=special)
         return value if kind == "json" else tuple(value)
     if kind == "timedelta":
-        days, _, clock = text.partition(" days ")
-        hours, minutes, seconds = clock.lstrip("+").split(":")
+        days, hours, minutes, seconds = text.replace(" days ", ":").replace("+", "").split(":")
         return timedelta(int(days), float(seconds), minutes=int(minutes), hours=int(hours))
-    if kind.startswith(("datetime64[", "timedelta64[")) and text[0] != "@":
-        unit = kind[:-1].partition("[")[2]
-        scalar: Any = np.datetime64 if kind.startswith("datetime64") else np.timedelta64
-        return scalar(text if kind.startswith("datetime64") or text == "NaT" else int(text), unit)
-    if kind in SIMPLE:
-        return SIMPLE[kind](text)
-    return getattr(np, kind)(text) if kind in NUMPY else (kind, text)
+    return SIMPLE[kind](text) if kind in SIMPLE else (kind, text)
 
 
 def special(found: dict[str, Any]) -> Any:
     """Give an object with one key that begins with $ its meaning."""
     key, value = next(iter(found.items())) if len(found) == 1 else ("", None)
-    if not key.startswith("$"):
-        return found
     if key in {"$tuple", "$dict"}:
-        return tuple(value) if key == "$tuple" else dict(value)
-    return value_of(key[1:], value)
-
-
-NUMPY = {f"{sign}int{size}" for sign in ("", "u") for size in (8, 16, 32, 64)} | {"float32"}
-SIMPLE: dict[str, Any] = {
-    "missing": lambda _: None,
-    "bool": lambda text: text == "True",
-    "int": lambda text: int(text, 0),
-    "float": float,
-    "complex": complex,
-    "str": str,
-    "bytes": bytes.fromhex,
-    "date": date.fromisoformat,
-    "time": time.fromisoformat,
-    "datetime": datetime.fromisoformat,
-}
+        return tuple(value) if key == "$tuple" else dict(value)  # type: ignore[arg-type]
+    return value_of(key[1:], value) if key.startswith("$") else found

@@ -84,7 +84,9 @@ async def test_the_manifest_says_what_a_reader_asks_years_later(tmp_path: Path) 
     assert manifest["metadata"] == {"rig": "A", "n": [1, 2]}
     assert manifest["start"]["unix_ns"] < manifest["end"]["unix_ns"]
     assert manifest["start"]["monotonic_ns"] < manifest["end"]["monotonic_ns"]
-    assert {"host", "platform", "python", "packages", "git_commit"} <= manifest["environment"].keys()
+    assert {"host", "platform", "python", "packages", "git_commit"} <= manifest[
+        "environment"
+    ].keys()
     assert manifest["columns"] == [["n", [["int", 1]]]]
     assert manifest["statistics"]["trials"]["durable"] == 1
     assert len(manifest["sessions"]) == 1

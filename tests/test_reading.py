@@ -1,7 +1,8 @@
-"""The readers: any task, at any moment, in any state, and never data that is not what was recorded."""
+"""The readers: any task, at any moment, in any state, and never data that was not recorded."""
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -39,6 +40,7 @@ from trialstore import (
 )
 from trialstore._ondisk import chunks, disk
 from trialstore._publishing.service import publish_once
+from trialstore._publishing.task import TaskPublisher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,13 +79,19 @@ def check(reader: TaskReader, count: int) -> None:
     assert (reader.losses, len(reader.timing)) == ((), count)
 
 
+def copied(folder: Path, root: Path) -> Path:
+    """Copy a task as it lies on the disk; files being built are nobody's business."""
+    target = root / "data" / "p0" / "reach"
+    return Path(shutil.copytree(folder, target, ignore=shutil.ignore_patterns(".*")))
+
+
 @pytest.fixture
 def published(lab: Lab, tmp_path: Path) -> Path:
     """A copy of a published task of three trials and a pickle, to do harm to."""
     with lab.create(metadata={"rig": "A"}) as task:
         record(task)
         task.pickle({"gain": 2}, "calibration")
-    return Path(shutil.copytree(task.root, tmp_path / "data" / "p0" / "reach"))
+    return copied(task.root, tmp_path / "published")
 
 
 @pytest.fixture
@@ -93,7 +101,14 @@ def cut_off(lab: Lab, tmp_path: Path) -> Path:
         record(task)
         task.pickle({"gain": 2}, "calibration")
         task.flush()
-        return Path(shutil.copytree(task.root, tmp_path / "data" / "p0" / "reach"))
+        return copied(task.root, tmp_path / "cut_off")
+
+
+@pytest.fixture(autouse=True)
+def let_go_of_readers() -> Iterator[None]:
+    """A reader keeps the journal open as long as it lives, and a caught exception lives on."""
+    yield
+    gc.collect()
 
 
 def flip(path: Path, pattern: bytes) -> None:
@@ -137,7 +152,7 @@ class GatedDisk(disk.Disk):
 
 
 def test_a_task_is_recording_until_it_is_complete(lab: Lab) -> None:
-    """The same reader shows a task before its first trial, while it grows, and once it is closed."""
+    """The same reader shows a task before its first trial, while it grows, and once closed."""
     with lab.create(metadata={"rig": "A"}) as task:
         reader = TaskReader(task.root)
         assert (reader.status, len(reader.trials), reader.array_names) == ("recording", 0, [])
@@ -153,8 +168,9 @@ def test_a_task_is_recording_until_it_is_complete(lab: Lab) -> None:
 
 def test_a_task_that_ends_in_an_exception_is_interrupted(lab: Lab) -> None:
     """What was recorded before the experiment failed is whole, the status says that it failed."""
-    with pytest.raises(ZeroDivisionError), lab.create() as task:
-        record(task)
+    task = lab.create()
+    record(task)
+    with pytest.raises(ZeroDivisionError), task:
         raise ZeroDivisionError
     reader = TaskReader(task.root)
     assert reader.status == "interrupted"
@@ -205,7 +221,7 @@ def test_a_reader_outlives_publication_and_resuming(lab: Lab) -> None:
 
 
 def test_a_reader_never_fails_while_the_task_changes(lab: Lab) -> None:
-    """A task is published and resumed again and again: a reader sees whole trials, and never fewer."""
+    """A task is published and resumed again and again: a reader sees whole trials, never fewer."""
     task = lab.create()
     record(task, range(1))
     task.flush()
@@ -297,7 +313,7 @@ ARRAYS = [
 
 @pytest.mark.parametrize(("shape", "count", "stack_axis"), ARRAYS, ids=str)
 def test_a_window_is_a_slice(lab: Lab, shape: tuple[int, ...], count: int, stack_axis: int) -> None:
-    """``window=`` gives what slicing the whole array gives, live and published, across any border."""
+    """``window=`` gives what a slice of the whole array is, live and published, over any border."""
     task = lab.create(arrays={"a": ArrayInfo(stack_axis=stack_axis)})
     rng = np.random.default_rng(count)
     pieces = [rng.integers(-1000, 1000, shape) for _ in range(count)]
@@ -452,7 +468,7 @@ def test_trials_that_cannot_be_stacked_are_named(lab: Lab) -> None:
         assert isinstance(caught.value, InvalidTrial)
         with pytest.raises(InvalidTrial, match=r"trials \[7\] do not fit trial 6"):
             reader.array("mixed")
-        with pytest.raises(InvalidTrial, match="trial 4 .* no array 'x'"):
+        with pytest.raises(InvalidTrial, match=r"trial 4 .* no array 'x'"):
             reader.array("x", 4)
         assert [array is None for array in reader.iterarray("x")] == [
             *(False, False, False, False, True, False, True, True)
@@ -478,7 +494,7 @@ def test_a_root_that_does_not_exist_holds_nothing(tmp_path: Path) -> None:
     assert (storage.subject_ids, storage.task_ids) == ([], [])
     assert storage.catalogue().empty
     assert storage.catalogue().index.names == ["subject", "task", "number"]
-    with pytest.raises(TaskNotFound, match="p0.*reach"):
+    with pytest.raises(TaskNotFound, match=r"p0.*reach"):
         storage.require_task("reach")
     assert list(tmp_path.iterdir()) == []
 
@@ -557,12 +573,7 @@ def test_the_catalogue_keeps_values_and_types(tmp_path: Path) -> None:
     assert catalogue["text"].tolist() == ["007", None, None, "a", None]
     assert catalogue["wide"].tolist() == [pd.NA, 2**63, pd.NA, big, pd.NA]
     assert catalogue["float"].isna().tolist()[2:] == [True] * 3
-    assert (
-        catalogue.loc[("p0", "c", 0), "bool"] is np.False_
-        or not catalogue.loc[("p0", "c", 0), "bool"]
-    )
-    whole = catalogue.loc[[("p0", "a", 0)], "int"].astype("int64")
-    assert whole.tolist() == [big]
+    assert catalogue["bool"].tolist() == [True, pd.NA, pd.NA, False, True]
 
 
 def test_a_damaged_task_is_left_out_of_the_catalogue_and_named(published: Path) -> None:
@@ -668,7 +679,7 @@ def test_a_missing_array_file_is_told(published: Path) -> None:
 
 
 def test_a_table_saved_by_a_spreadsheet_is_told(published: Path) -> None:
-    """A table that was opened and saved again, its numbers in another format, is not taken for ours."""
+    """A table that was saved again, its numbers in another format, is not taken for ours."""
     table = published / "trials.csv"
     frame = pd.read_csv(table)
     frame["n"] = frame["n"].astype(float)
@@ -743,7 +754,7 @@ def test_a_reader_sees_a_manifest_that_is_repaired(published: Path) -> None:
     whole = path.read_bytes()
     reader = TaskReader(published)
     path.write_bytes(whole[:-10])
-    with pytest.raises(DamagedData):
+    with pytest.raises(FormatError):
         _ = reader.status
     path.write_bytes(whole)
     check(reader, 3)
@@ -754,7 +765,7 @@ def test_a_journal_that_is_gone_is_told(cut_off: Path) -> None:
     reader = TaskReader(cut_off)
     check(reader, 3)
     shutil.move(cut_off / "journal", cut_off.parent / "elsewhere")
-    with pytest.raises(DamagedData, match="journal .* is gone"):
+    with pytest.raises(DamagedData, match=r"journal .* is gone"):
         _ = reader.trials
     shutil.move(cut_off.parent / "elsewhere", cut_off / "journal")
     check(reader, 3)
@@ -775,9 +786,9 @@ def test_samples_that_were_lost_are_told(cut_off: Path, is_published: bool) -> N
     (loss,) = reader.losses
     assert (loss.trials, loss.what, loss.kind) == ((1,), "array 'emg'", "damaged")
     assert "000001.segment" in loss.file
-    for ask in (lambda: reader.array("emg", 1), lambda: reader.array("emg")):
+    for trial in (1, None):
         with pytest.raises(DamagedData, match="trial 1") as caught:
-            ask()
+            reader.array("emg", trial)
         assert caught.value.trials == (1,)
     arrays = reader.iterarray("emg")
     np.testing.assert_array_equal(next(arrays), emg_of(0))
@@ -801,7 +812,7 @@ def test_a_row_that_was_lost_is_told(cut_off: Path, is_published: bool) -> None:
     assert reader.timing.index.tolist() == [0, 2]
     assert [loss.trials for loss in reader.losses] == [(1,)]
     assert reader.losses[0].kind == "damaged"
-    with pytest.raises(DamagedData, match="trial 1 .* is lost") as caught:
+    with pytest.raises(DamagedData, match=r"trial 1 .* is lost") as caught:
         reader.array("emg", 1)
     assert caught.value.trials == (1,)
     for number, array in zip((0, 2), reader.iterarray("emg"), strict=True):
@@ -834,7 +845,7 @@ def test_what_was_refused_is_a_loss(tmp_path: Path) -> None:
     published = reader.losses
     assert live == published
     assert {(loss.trials, loss.what.partition(" ")[2], loss.kind) for loss in published} == {
-        ((1,), "chunk of 'emg'", "refused"),
+        ((1,), "chunks of 'emg'", "refused"),
         ((), "trial", "refused"),
     }
     assert reader.trials["n"].tolist() == [0, 2]
@@ -897,11 +908,24 @@ def test_a_damaged_pickle_is_told(published: Path, harm: str) -> None:
         TaskReader(published).pickle("calibration")
 
 
+def test_a_pickle_that_is_being_written_is_left_alone(cut_off: Path) -> None:
+    """A publisher that begins takes away what a dead one has left, and nothing of the recorder's."""
+    ours = cut_off / ".manifest.json.4711.building"
+    left = cut_off / ".emg.hdf5.publisher-0123456789ab.building"
+    for path in (ours, left):
+        path.touch()
+    publisher = TaskPublisher(cut_off)
+    assert [ours.exists(), left.exists()] == [True, False]
+    publisher.finish()
+    publisher.close()
+    assert not ours.exists()
+
+
 # --- durable and not ----------------------------------------------------------------------------
 
 
 def test_a_reader_never_shows_a_trial_that_is_not_durable(tmp_path: Path) -> None:
-    """While the disk has not said that a trial is safe, no reader has it, though its bytes are there."""
+    """Until the disk has said that a trial is safe no reader has it, though its bytes are there."""
     gated = GatedDisk()
     with disk.use(gated), open_lab(tmp_path / "data") as lab, lab.create() as task:
         record(task, range(1))
@@ -1037,7 +1061,7 @@ def test_a_live_reader_sees_a_growing_prefix(
 
 
 def test_a_reader_process_needs_no_event_loop_and_no_recorder(published: Path) -> None:
-    """A script of three lines reads a task, and importing the package loads neither loop nor h5py."""
+    """A script of three lines reads a task; nothing loads a loop, and importing not even h5py."""
     script = textwrap.dedent("""
         import sys
         import trialstore

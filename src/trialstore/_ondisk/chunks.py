@@ -15,7 +15,7 @@ import numpy as np
 from trialstore._errors import FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -30,7 +30,14 @@ BLOCK_BYTES: Final = 256 * 1024
 MAX_AXES: Final = 32
 MAX_FIELDS: Final = 1000
 
-_JOIN: Final = {0: np.vstack, 1: np.hstack, 2: np.dstack}
+_JOIN: Final[tuple[Callable[[Sequence[NDArray[Any]]], NDArray[Any]], ...]] = (
+    np.vstack,
+    np.hstack,
+    np.dstack,
+)
+
+#: Lists in lists of a dtype's description; NumPy's own parser knows no limit but the stack's.
+_MAX_NESTING: Final = 8
 
 
 def refusal_of_dtype(dtype: np.dtype[Any]) -> str | None:
@@ -54,7 +61,8 @@ def refusal_of_dtype(dtype: np.dtype[Any]) -> str | None:
 
 
 def _refusal_of_fields(dtype: np.dtype[Any]) -> str | None:
-    names, fields = dtype.names or (), dtype.fields or {}
+    names = dtype.names or ()
+    fields: Mapping[str, tuple[Any, ...]] = dtype.fields or {}
     if not names or len(names) > MAX_FIELDS:
         return f"has {len(names)} fields; HDF5 holds 1 to {MAX_FIELDS}"
     if len(fields) > len(names):
@@ -108,14 +116,14 @@ def dtype_from_json(described: object) -> np.dtype[Any]:
         dtype = np.lib.format.descr_to_dtype(_tuples(described))
     except (TypeError, ValueError, SyntaxError, IndexError, KeyError, RecursionError) as error:
         raise FormatError(f"not a dtype: {described!r:.80}") from error
-    if not isinstance(dtype, np.dtype) or (reason := refusal_of_dtype(dtype)) is not None:
+    if refusal_of_dtype(dtype) is not None:
         raise FormatError(f"not a dtype that is kept: {described!r:.80}")
     return dtype
 
 
 def _tuples(described: object, *, depth: int = 0) -> Any:
     """JSON has no tuples; a field of a structured dtype is one, a list of fields is a list."""
-    if not isinstance(described, list) or depth > 8:
+    if not isinstance(described, list) or depth > _MAX_NESTING:
         return described
     fields = []
     for field in described:

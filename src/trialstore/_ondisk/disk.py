@@ -150,10 +150,10 @@ class Disk:
         end = time.monotonic() + _REPLACE_PATIENCE
         while True:
             try:
-                os.replace(source, target)
+                source.replace(target)
                 break
             except PermissionError:
-                if sys.platform != "win32" or time.monotonic() > end:
+                if os.name != "nt" or time.monotonic() > end:
                     raise
                 time.sleep(0.05)  # pragma: no cover - Windows only
         self.sync_folder(target.parent)
@@ -173,8 +173,7 @@ class Disk:
 
     def remove(self, path: Path) -> None:
         """Remove one file of ours; its being gone already is fine."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+        path.unlink(missing_ok=True)
 
     def remove_folder(self, path: Path) -> None:
         """Remove one empty folder of ours."""

@@ -67,6 +67,11 @@ class Layout:
     shape: tuple[int | None, ...]
     stack_axis: int
 
+    @property
+    def growing(self) -> int | None:
+        """Axis whose length each chunk tells for itself."""
+        return self.shape.index(None) if None in self.shape else None
+
     def shape_of(self, length: int) -> tuple[int, ...]:
         """Shape of a chunk of `length`."""
         return tuple(length if size is None else size for size in self.shape)

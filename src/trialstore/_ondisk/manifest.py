@@ -65,7 +65,7 @@ class StoredArray:
         return [self.trial, self.dtype, shape, self.axis, self.block, blocks]
 
     @classmethod
-    def from_json(cls, value: object) -> StoredArray:
+    def from_json(cls, value: Any) -> StoredArray:
         """Undo `to_json`; raise FormatError for anything else."""
         match value:
             case [trial, dtype, [*shape], axis, block, [*blocks]] if (

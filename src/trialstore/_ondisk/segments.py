@@ -281,7 +281,7 @@ class JournalWriter:
 def _highest(folder: Path | None) -> int:
     """Highest number that a segment or witness in a folder has; 0 if none can be seen."""
     try:
-        names = [] if folder is None else os.listdir(folder)
+        names = [] if folder is None else [path.name for path in folder.iterdir()]
     except OSError:
         return 0
     segments = (name.replace(f".{layout.WITNESS}", layout.SEGMENT_SUFFIX) for name in names)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trialstore._ondisk.disk import Disk
+    from trialstore._ondisk.entries import ChunkStamp
     from trialstore._ondisk.replay import JournalTrial, Replay
 
 #: Samples are moved in slabs of about this size, so that a trial of an hour needs no more memory.
@@ -98,12 +99,12 @@ class ArrayBuilder:
         axis = chunks.samples_axis(len(shape), stack_axis)
         block = chunks.block_length(shape, dtype, axis)
         crcs: list[int] = []
-        stamps: list[tuple[int, int, int]] = []
+        stamps: list[ChunkStamp] = []
         nbytes = chunks.nbytes(shape, dtype)
         if nbytes <= _SLAB_BYTES:
             # Everything is checked before anything is written: a damaged trial leaves no dataset.
             found = list(replay.chunks(trial, self.name))
-            stamps += [tuple(chunk.stamp) for chunk in found]
+            stamps += [chunk.stamp for chunk in found]
             whole = chunks.join([chunk.data for chunk in found], stack_axis)
             crcs += [chunks.crc_of(part) for part in chunks.blocks(whole, axis, block)]
             pieces: Iterator[Any] = iter([(None, whole)])
@@ -134,7 +135,7 @@ class ArrayBuilder:
         described: tuple[tuple[int, ...], np.dtype[Any], int],
         block: int,
         crcs: list[int],
-        stamps: list[tuple[int, int, int]],
+        stamps: list[ChunkStamp],
     ) -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:
         shape, dtype, stack_axis = described
         axis = chunks.samples_axis(len(shape), stack_axis)
@@ -143,7 +144,7 @@ class ArrayBuilder:
 
         def data() -> Iterator[NDArray[Any]]:
             for chunk in replay.chunks(trial, self.name):
-                stamps.append(tuple(chunk.stamp))
+                stamps.append(chunk.stamp)
                 yield chunk.data
 
         count = trial.commit.arrays[self.name][0]
@@ -211,7 +212,7 @@ class ArrayBuilder:
                 raise PublishFailed(f"{str(self.hidden)!r}: dataset {stored.trial} is cut short")
             whole = np.ndarray(stored.shape, written.dtype, data)
         else:
-            with open(self.hidden, "rb") as file:
+            with self.hidden.open("rb") as file:
                 whole = np.memmap(file, written.dtype, "r", written.offset, stored.shape)
         found = chunks.blocks(whole, written.axis, stored.block)
         if tuple(chunks.crc_of(part) for part in found) != stored.blocks:

@@ -111,7 +111,7 @@ class TaskPublisher:
         folder = self._journal / layout.BASE
         columns = check_columns(base.columns, base.trials)
         self._rows.table = Table.from_csv(read_file(folder / layout.TRIALS), columns, base.trials)
-        self._rows.timing = [tuple(row) for row in parse_timing(read_file(folder / layout.TIMING))]
+        self._rows.timing = list(parse_timing(read_file(folder / layout.TIMING)))
         self._rows.lost = list(base.lost)
         self._losses = list(base.losses)
         for name, record in base.arrays.items():
@@ -134,8 +134,8 @@ class TaskPublisher:
         if path.is_symlink() or not path.is_dir():
             self._disk.remove(path)
             return
-        for name in os.listdir(path):
-            self._remove(path / name)
+        for entry in list(path.iterdir()):
+            self._remove(entry)
         self._disk.remove_folder(path)
 
     # -- while recording -------------------------------------------------------------------------

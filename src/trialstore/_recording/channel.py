@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio.lowlevel
+import numpy as np
 
 from trialstore._errors import QueueFull, StorageError
 from trialstore._ondisk.chunks import opaque
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from trialstore._ondisk.entries import CleanEnd
+    from numpy.typing import NDArray
+
+    from trialstore._ondisk.entries import CleanEnd, Layout
     from trialstore._ondisk.lock import Lock
     from trialstore._ondisk.segments import JournalWriter
     from trialstore._recording.queue import BoundedQueue
@@ -183,19 +186,29 @@ class Channel:
 
     def _chunk(self, name: str, chunk: object) -> ChunkItem:
         """Check a chunk against the open trial and copy it; accepting it changes the trial."""
-        name = self.names.check(name)
-        array = intake.take_chunk(chunk, name)
         known = self._open.arrays.get(name)
-        if known is None:
-            layout = intake.open_array(self.names.info(name), array, name).layout
-            ordinal = 0
+        if (
+            known is not None
+            and type(chunk) is np.ndarray
+            and chunk.shape == known.shape
+            and chunk.dtype == known.layout.dtype
+        ):
+            # As the chunk before it, which is what a device gives all day: nothing left to check.
+            array, layout, ordinal = chunk, known.layout, known.chunks
         else:
-            info = self.names.info(name)
-            layout = intake.check_follows(info, known, array.shape, array.dtype, name)
-            ordinal = known.chunks
+            name = self.names.check(name)
+            array = intake.take_chunk(chunk, name)
+            layout, ordinal = self._place(name, array)
         length = intake.length_of(layout, array.shape)
         stamp = ChunkStamp(length, time.time_ns(), time.monotonic_ns())
         return ChunkItem(name, self.next_trial, ordinal, layout, opaque(array).tobytes(), stamp)
+
+    def _place(self, name: str, array: NDArray[Any]) -> tuple[Layout, int]:
+        """Layout of a chunk, and how many chunks of its array are before it in the open trial."""
+        known, info = self._open.arrays.get(name), self.names.info(name)
+        if known is None:
+            return intake.first_layout(info, array, name), 0
+        return intake.check_follows(info, known, array.shape, array.dtype, name), known.chunks
 
     def _renumber(self, item: ChunkItem) -> None:
         """After a wait: other calls may have been served in between."""

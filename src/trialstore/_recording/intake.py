@@ -125,11 +125,10 @@ def check_against(info: ArrayInfo, shape: tuple[int, ...], dtype: np.dtype[Any],
         raise InvalidTrial(f"array {name!r} {reason}")
 
 
-def open_array(info: ArrayInfo, array: NDArray[Any], name: str) -> OpenArray:
-    """Begin an array of the open trial with its first chunk."""
+def first_layout(info: ArrayInfo, array: NDArray[Any], name: str) -> Layout:
+    """Return the layout of the first chunk of an array; raise InvalidTrial if it is not as declared."""
     check_against(info, array.shape, array.dtype, name)
-    layout, _ = layout_of(array.shape, array.dtype, info.stack_axis)
-    return OpenArray(layout, array.shape)
+    return layout_of(array.shape, array.dtype, info.stack_axis)[0]
 
 
 def check_follows(
@@ -152,10 +151,7 @@ def check_follows(
 
 def length_of(layout: Layout, shape: tuple[int, ...]) -> int:
     """Length that a chunk of `shape` has in `layout`."""
-    for expected, size in zip(layout.shape, shape, strict=True):
-        if expected is None:
-            return size
-    return 1
+    return 1 if layout.growing is None else shape[layout.growing]
 
 
 def snapshot(
@@ -225,7 +221,7 @@ def _take_array(name: str, source: object, info: ArrayInfo, now: tuple[int, int]
             for data, _, _ in chunks:
                 check_against(info, data.shape, data.dtype, name)
         return ArrayPart(name, source, chunks, source.stack_axis)
-    data = source if isinstance(source, np.ndarray) else getattr(source, "data", source)
+    data: object = source if isinstance(source, np.ndarray) else getattr(source, "data", source)
     if data is None:
         return ArrayPart(name, source, [], info.stack_axis)
     array = take_chunk(data, name)
@@ -279,4 +275,4 @@ def items_of(
 
 def as_bytes(data: NDArray[Any]) -> memoryview:
     """Return the bytes of a C-contiguous array that is ours, without a copy."""
-    return memoryview(data.reshape(-1).view(np.uint8)) if data.size else memoryview(b"")
+    return data.reshape(-1).view(np.uint8).data if data.size else memoryview(b"")

@@ -6,7 +6,6 @@ Blocking functions, each called once in the worker thread. What fails leaves not
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 import uuid
 from dataclasses import dataclass, replace
@@ -157,7 +156,13 @@ def create(
     )
     try:
         with _refusals(f"task {name!r}"):
-            return _begin(place, folder, described, recovery.Plan(described, False, 0), arrays)
+            return _begin(
+                place,
+                folder,
+                described,
+                recovery.Plan(described, published=False, trials=0),
+                arrays,
+            )
     except BaseException:
         _undo(place, folder)
         raise
@@ -273,7 +278,7 @@ def _lock_patiently(path: Path) -> Lock:
 def _set_published_aside(place: Place, folder: Path, lock: Lock) -> Lock:
     """Begin a fresh journal on top of what is published; an old one goes to the trash."""
     journal = folder / layout.JOURNAL
-    if any(layout.segment_number(name) is not None for name in os.listdir(journal)):
+    if any(layout.segment_number(path.name) is not None for path in journal.iterdir()):
         _move_to_trash(place, journal, f"{folder.name}.{layout.JOURNAL}")
         lock.release()
         place.disk.make_folder(journal)

@@ -150,17 +150,14 @@ class BoundedQueue:
 
     def _serve(self) -> None:
         while self._waiting:
-            for _ in range(len(self._lanes)):
-                lane = self._lanes[0]
-                self._lanes.rotate(-1)
-                if lane.waiters:
-                    break
+            turns = next(turn for turn, lane in enumerate(self._lanes) if lane.waiters)
+            self._lanes.rotate(-turns)
             # The next in turn may be large: serving smaller ones past it would starve it.
-            waiter = lane.waiters[0]
+            waiter = self._lanes[0].waiters[0]
             if self.used + waiter.size > self.capacity:
-                self._lanes.rotate(1)
                 return
-            lane.waiters.popleft()
+            self._lanes[0].waiters.popleft()
+            self._lanes.rotate(-1)
             self._waiting -= 1
             self._count(waiter.size)
             waiter.served = True
