@@ -23,7 +23,7 @@ SIMPLE: dict[str, Any] = {
     "missing": lambda _: None,
     "bool": lambda text: text == "True",
     "int": lambda text: int(text, 0),
-    **{"bytes": bytes.fromhex, "float": float, "complex": complex, "str": str},
+    **{"bytes": bytes.fromhex, "float": float, "complex": complex, "str": str},  # noqa: PIE800
     **{kind: getattr(np, kind) for kind in NUMPY},
     **{kind.__name__: kind.fromisoformat for kind in (date, time, datetime)},
 }

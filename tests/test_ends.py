@@ -59,7 +59,8 @@ class Script:
     def wait_for_line(self) -> str:
         """Return the next line the program prints."""
         assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        line: str = self.process.stdout.readline()
+        return line.strip()
 
     def end(self) -> tuple[int, str, str]:
         """Wait for the program; return exit code, output and errors."""
@@ -94,16 +95,17 @@ def settled(root: Path, task: str = "reach") -> Any:
     folder = root / "p0" / task
 
     def is_done() -> bool:
-        return not any(name == "journal" or name.startswith(".") for name in os.listdir(folder))
+        return not any(path.name == "journal" or path.name[0] == "." for path in folder.iterdir())
 
-    assert wait_until(is_done, 20), os.listdir(folder)
+    assert wait_until(is_done, 20), list(folder.iterdir())
     return reader_of(root, task)
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+def backend(request: pytest.FixtureRequest) -> str:
     """Run a program on each event loop."""
-    yield request.param
+    name: str = request.param
+    return name
 
 
 # -- inside one process --------------------------------------------------------------------------
@@ -428,8 +430,10 @@ async def test_the_publisher_is_restarted(tmp_path: Path) -> None:
             await task.append("emg", np.full((2, 10), 20))
             await task.write({"n": 20})
             await task.publish()
-            assert storage._recorder.publisher.pid != pid
-            os.kill(storage._recorder.publisher.pid, signal.SIGKILL)
+            second = storage._recorder.publisher.pid
+            assert second is not None
+            assert second != pid
+            os.kill(second, signal.SIGKILL)
 
     def look() -> None:
         reader = reader_of(tmp_path / "data")
@@ -510,4 +514,4 @@ async def test_a_forked_child_cannot_write_and_frees_the_lock(tmp_path: Path) ->
             await anyio.to_thread.run_sync(look)
         finally:
             os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            await anyio.to_thread.run_sync(os.waitpid, pid, 0)

@@ -179,3 +179,42 @@ async def test_hidden_files_of_a_dead_publisher_are_cleared(tmp_path: Path) -> N
         async with storage.resume_task("reach") as task:
             await task.write({"n": 2})
     assert (outside / "precious").read_text() == "x"
+
+
+async def test_a_late_publisher_does_not_touch_a_newer_journal(tmp_path: Path) -> None:
+    """A publisher that slept through publication and resumption gives up: it knows only old trials."""
+    from trialstore._publishing.task import TaskPublisher
+
+    folder = tmp_path / "data/p0/reach"
+    async with Storage(tmp_path / "data") as storage:
+        storage.subject_id = "p0"
+        task = await storage.create_task("reach")
+        await task.write({"n": 0})
+        await task.flush()
+
+        def follow() -> TaskPublisher:
+            late = TaskPublisher(folder)
+            late.follow()
+            return late
+
+        late = await anyio.to_thread.run_sync(follow)
+        await task.aclose()
+        task = await storage.resume_task("reach")
+        await task.write({"n": 1})
+        await task.flush()
+        await anyio.to_thread.run_sync(task._channel.lock.release)
+
+        def finish() -> None:
+            with pytest.raises(FileNotFoundError):
+                late.finish()
+            late.close()
+            assert reader_of(tmp_path / "data").trials["n"].tolist() == [0, 1]
+
+        await anyio.to_thread.run_sync(finish)
+        await task.write({"n": 2})
+        await task.aclose()
+
+        def look() -> None:
+            assert reader_of(tmp_path / "data").trials["n"].tolist() == [0, 1, 2]
+
+        await anyio.to_thread.run_sync(look)

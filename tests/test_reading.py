@@ -909,7 +909,7 @@ def test_a_damaged_pickle_is_told(published: Path, harm: str) -> None:
 
 
 def test_a_pickle_that_is_being_written_is_left_alone(cut_off: Path) -> None:
-    """A publisher that begins takes away what a dead one has left, and nothing of the recorder's."""
+    """A publisher that begins removes what a dead one has left, and nothing of the recorder's."""
     ours = cut_off / ".manifest.json.4711.building"
     left = cut_off / ".emg.hdf5.publisher-0123456789ab.building"
     for path in (ours, left):

@@ -41,13 +41,14 @@ async def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     """Every row and sample that was accepted is in the published files, equal."""
     rng = np.random.default_rng(1)
     chunks = [rng.standard_normal((4, 25)) for _ in range(40)]
+    receipts = []
     async with open_task(tmp_path / "data") as task:
         for number in range(10):
             for chunk in chunks[4 * number : 4 * number + 4]:
                 await task.append("emg", chunk)
-            receipt = await task.write({"target": number, "code": "007"})
-            assert receipt.index == number
-        await receipt.durable()
+            receipts.append(await task.write({"target": number, "code": "007"}))
+        await receipts[-1].durable()
+    assert [receipt.index for receipt in receipts] == list(range(10))
     reader = await read(tmp_path / "data")
     assert reader.status == "complete"
     assert reader.trials["target"].tolist() == list(range(10))
@@ -120,15 +121,15 @@ async def test_levels_rise_in_order_and_publish_reaches_the_last(tmp_path: Path)
         await receipt.written()
         assert receipt.level >= Level.WRITTEN
         await receipt.durable()
-        assert receipt.level is Level.DURABLE
+        durable = receipt.level
         await task.publish()
-        assert receipt.level is Level.PUBLISHED
+        assert (durable, receipt.level) == (Level.DURABLE, Level.PUBLISHED)
         second = await task.write({"n": 2})
         await task.flush()
-        assert second.level is Level.DURABLE
+        flushed = second.level
         statistics = task.statistics()
         assert statistics.trials == (2, 2, 2, 1)
-    assert second.level is Level.PUBLISHED
+    assert (flushed, second.level) == (Level.DURABLE, Level.PUBLISHED)
     assert Level.ACCEPTED < Level.WRITTEN < Level.DURABLE < Level.PUBLISHED
 
 
@@ -165,7 +166,8 @@ async def test_arrays_are_described_in_files_and_reader(tmp_path: Path) -> None:
     reader = await read(tmp_path / "data")
     found = reader.info("emg")
     assert (found.rate, found.unit, found.channels) == (2000.0, "mV", ("FCR", "ECR"))
-    assert (found.dims, found.shapes, found.dtype) == (("channel", "time"), {0: (2, 5)}, "float32")
+    assert (found.dims, found.shapes) == (("channel", "time"), {0: (2, 5)})
+    assert found.dtype == np.float32
     assert reader.metadata == {"rig": "A"}
     with h5py.File(tmp_path / "data/p0/reach/emg.hdf5") as file:
         assert file.attrs["rate"] == 2000.0
@@ -353,11 +355,11 @@ async def test_bad_names_are_refused_at_the_call(tmp_path: Path, name: Any) -> N
             storage.subject_id = name
         storage.subject_id = "p0"
         with pytest.raises(InvalidName):
-            storage.create_task(name)
+            _ = storage.create_task(name)
         with pytest.raises(InvalidName):
-            storage.create_task("other", arrays={name: ArrayInfo()})
+            _ = storage.create_task("other", arrays={name: ArrayInfo()})
         with pytest.raises(InvalidName):
-            storage.resume_task(name)
+            _ = storage.resume_task(name)
 
 
 async def test_names_that_differ_only_in_case_are_refused(tmp_path: Path) -> None:
@@ -381,18 +383,18 @@ async def test_misuse_is_told_at_the_call(tmp_path: Path) -> None:
     storage = Storage(tmp_path / "data")
     storage.subject_id = "p0"
     with pytest.raises(StorageError, match="async with"):
-        storage.create_task("reach")
+        _ = storage.create_task("reach")
     async with storage:
         storage._subject_id = None
         with pytest.raises(StorageError, match="subject"):
-            storage.create_task("reach")
+            _ = storage.create_task("reach")
         storage.subject_id = "p0"
         with pytest.raises(TaskNotFound, match="create_task"):
             await storage.resume_task("reach")
         with pytest.raises(InvalidTrial, match="metadata"):
-            storage.create_task("reach", metadata={"x": object()})
+            _ = storage.create_task("reach", metadata={"x": object()})
         with pytest.raises(InvalidTrial, match="ArrayInfo"):
-            storage.create_task("reach", arrays={"x": 3})  # type: ignore[dict-item]
+            _ = storage.create_task("reach", arrays={"x": 3})  # type: ignore[dict-item]
         opening = storage.create_task("reach")
         task = await opening
         with pytest.raises(StorageError, match="opened already"):
@@ -406,10 +408,10 @@ async def test_misuse_is_told_at_the_call(tmp_path: Path) -> None:
         with pytest.raises(StorageError):
             await storage.__aenter__()
     with pytest.raises(StorageError, match="closed"):
-        storage.create_task("again")
+        _ = storage.create_task("again")
     for parameters in ({"on_full": "maybe"}, {"queue_bytes": 0}, {"close_timeout": 0}):
         with pytest.raises(StorageError):
-            Storage(tmp_path / "data", **parameters)  # type: ignore[arg-type]
+            Storage(tmp_path / "data", **parameters)
     file = tmp_path / "file"
     file.write_text("x")
     for root in (file, file / "below"):

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import anyio.to_thread
 import h5py
@@ -19,9 +19,6 @@ from tests.conftest import wait_until
 from tests.helpers import open_task, reader_of
 from trialstore import ArrayInfo, DamagedData, FormatError, InvalidTrial, Storage, TaskLocked
 from trialstore._ondisk.disk import Disk, use
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 
@@ -166,19 +163,18 @@ def killed(root: Path, first: int, lines: int) -> None:
         for _ in range(lines):
             assert process.stdout.readline()
         publishers = [
-            int(pid)
-            for pid in os.listdir("/proc")
-            if pid.isdigit() and _parent(int(pid)) == process.pid
+            int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdigit() and _parent(entry) == process.pid
         ]
         for pid in publishers:
             os.kill(pid, signal.SIGKILL)
         process.kill()
 
 
-def _parent(pid: int) -> int:
+def _parent(entry: Path) -> int:
     try:
-        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-            return int(file.read().rpartition(")")[2].split()[1])
+        return int((entry / "stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
         return 0
 
@@ -322,7 +318,7 @@ async def test_a_task_that_cannot_be_created_leaves_nothing(tmp_path: Path) -> N
             disk.failing = True
             with pytest.raises(StorageError, match="reach"):
                 await storage.create_task("reach")
-            assert os.listdir(root / "p0") == []
+            assert list((root / "p0").iterdir()) == []
             disk.failing = False
             async with storage.create_task("reach") as task:
                 await task.write({"n": 1})

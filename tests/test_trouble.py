@@ -90,16 +90,22 @@ async def test_a_disk_that_comes_back(tmp_path: Path) -> None:
     """Trials are held in memory, the hook is told once, and all is written when space is back."""
     disk = SickDisk()
     told: list[Any] = []
+    heard = anyio.Event()
+
+    def hook(trouble: Any) -> None:
+        told.append(trouble)
+        heard.set()
+
     with use(disk):
-        async with Storage(tmp_path / "data", on_trouble=told.append) as storage:
+        async with Storage(tmp_path / "data", on_trouble=hook) as storage:
             storage.subject_id = "p0"
             async with storage.create_task("reach") as task:
                 await task.write({"n": 0})
                 await task.flush()
                 disk.write_error = OSError(errno.ENOSPC, "No space left on device")
                 receipts = [await task.write({"n": number}) for number in range(1, 5)]
-                while not told:
-                    await anyio.sleep(0.01)
+                with anyio.fail_after(30):
+                    await heard.wait()
                 (trouble,) = told
                 assert "No space left" in trouble.what
                 assert abs(trouble.since - time.time_ns()) < 60e9
@@ -222,8 +228,10 @@ async def test_a_hook_that_fails_is_logged(
 ) -> None:
     """An exception in `on_trouble` does not end the writer."""
     disk = SickDisk()
+    called = anyio.Event()
 
     def hook(trouble: Any) -> None:
+        called.set()
         raise RuntimeError("the hook is broken")
 
     with use(disk):
@@ -232,7 +240,8 @@ async def test_a_hook_that_fails_is_logged(
             async with storage.create_task("reach") as task:
                 disk.write_error = OSError(errno.EIO, "sick")
                 receipt = await task.write({"n": 1})
-                while "hook failed" not in caplog.text:
-                    await anyio.sleep(0.01)
+                with anyio.fail_after(30):
+                    await called.wait()
                 disk.write_error = None
                 await receipt.durable()
+    assert "hook failed" in caplog.text

@@ -66,7 +66,7 @@ class WriteFailed(StorageError):
 
     def __init__(self, message: str, trials: Sequence[int] = ()) -> None:
         super().__init__(message)
-        self.trials = tuple(trials)
+        self.trials: tuple[int, ...] = tuple(trials)
 
 
 class PublishFailed(StorageError):
@@ -87,7 +87,7 @@ class DamagedData(StorageError):
     def __init__(self, message: str, path: Path | None = None, trials: Sequence[int] = ()) -> None:
         super().__init__(message)
         self.path = path
-        self.trials = tuple(trials)
+        self.trials: tuple[int, ...] = tuple(trials)
 
 
 class UntrustedPickle(StorageError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +25,7 @@ from trialstore._recording.recorder import Recorder, warn_unclosed
 from trialstore.design import ArrayInfo
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Generator, Mapping
     from types import TracebackType
     from typing import Self
@@ -109,7 +109,7 @@ class Storage(StorageReader):
             raise StorageError(
                 f"close_timeout must be a positive number of seconds, not {close_timeout!r}"
             )
-        self.allow_overwrite = bool(allow_overwrite)
+        self.allow_overwrite: bool = bool(allow_overwrite)
         self._tasks: TaskGroup | None = None
         self._recorder = Recorder(
             self.root,
@@ -332,7 +332,7 @@ class TaskWriter:
     def __init__(self, recorder: Recorder, channel: Channel) -> None:
         self._recorder = recorder
         self._channel = channel
-        self.trials = TrialWriter(channel)
+        self.trials: TrialWriter = TrialWriter(channel)
         self._finalizer = weakref.finalize(self, _unclosed_task, channel)
         self._finalizer.atexit = False  # the Storage says it then
 

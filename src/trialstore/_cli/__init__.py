@@ -27,8 +27,7 @@ def main() -> None:
     missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
     if missing:
         sys.exit(
-            f"trialstore: the command needs {' and '.join(missing)}, which"
-            f" {'is' if len(missing) == 1 else 'are'} not installed: pip install 'trialstore[cli]'"
+            f"trialstore: the command needs {', '.join(missing)}: pip install 'trialstore[cli]'"
         )
     try:
         importlib.import_module("trialstore._cli.demo").app()

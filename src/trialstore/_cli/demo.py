@@ -197,7 +197,9 @@ def _tell_interrupted(playback: Playback, console: Console) -> None:
     if playback.folder is None:
         console.print("Interrupted before anything was recorded.")
         return
-    reader = TaskReader(playback.folder)
-    safe = report.counted(len(reader.trials), "trial")
-    message = f"Interrupted. {safe} safe in {str(reader.root)!r} (status {reader.status})."
+    # First of all: whoever presses Ctrl-C again shall have read this.
+    message = f"Interrupted. What was recorded is kept in {str(playback.folder)!r}."
     console.print(Text(message, style="bold"), soft_wrap=True)
+    reader = TaskReader(playback.folder)
+    count = report.counted(len(reader.trials), "trial")
+    console.print(f"It holds {count}, status {reader.status}.")

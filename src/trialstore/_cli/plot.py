@@ -84,6 +84,8 @@ def _draw_lateness(axes: Axes, playback: Playback) -> None:
     due = np.asarray(playback.ends) / plan.rate
     axes.vlines(due, 0, 1e3 * np.asarray(playback.lateness), color=_LATE, linewidth=0.9)
     axes.axhline(late.p99, color=_BORDER, linewidth=0.8)
+    at_the_right = axes.get_yaxis_transform()
+    axes.text(1.005, late.p99, "99 %", transform=at_the_right, va="center", fontsize="small")
     axes.set_xlim(0, plan.samples / plan.rate)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("time in the recording / s")

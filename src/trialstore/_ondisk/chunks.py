@@ -55,7 +55,7 @@ def refusal_of_dtype(dtype: np.dtype[Any]) -> str | None:
         return f"has the unsupported kind {base.kind!r}"
     if base.itemsize == 0 or 0 in dtype.shape:
         return "has items of zero bytes"
-    if base.kind == "c" and base.itemsize > 16 and not base.isnative:  # noqa: PLR2004
+    if base.kind == "c" and base.itemsize > 16 and not base.isnative:  # noqa: PLR2004 - complex128
         return "is a long complex of foreign byte order, which h5py stores wrongly; convert it"
     return None
 
@@ -130,7 +130,7 @@ def _tuples(described: object, *, depth: int = 0) -> Any:
         if not isinstance(field, list) or len(field) not in (2, 3):
             raise FormatError(f"not a dtype: {described!r:.80}")
         name = tuple(field[0]) if isinstance(field[0], list) else field[0]
-        shape = (tuple(field[2]),) if len(field) == 3 else ()  # noqa: PLR2004
+        shape = (tuple(field[2]),) if len(field) == 3 else ()  # noqa: PLR2004 - name, type, shape
         fields.append((name, _tuples(field[1], depth=depth + 1), *shape))
     return fields
 
@@ -141,7 +141,7 @@ def normalised(shape: Shape, stack_axis: int) -> Shape:
         return shape if len(shape) > 1 else (1, *(shape or (1,)))
     if stack_axis == 1:
         return shape or (1,)
-    return shape if len(shape) > 2 else (*((1,) * (2 - len(shape))), *shape, 1)  # noqa: PLR2004
+    return shape if len(shape) > 2 else (*((1,) * (2 - len(shape))), *shape, 1)  # noqa: PLR2004 - dstack's
 
 
 def growing_axis(ndim: int, stack_axis: int) -> int:

@@ -107,10 +107,10 @@ def loads(data: bytes, *, trusted: bool, path: Path) -> object:
     return obj
 
 
-_OPCODES: Final[dict[int, Callable[[Any], None]]] = pickle._Unpickler.dispatch  # noqa: SLF001
+_OPCODES: Final[dict[int, Callable[[Any], None]]] = pickle._Unpickler.dispatch  # noqa: SLF001 - the one in Python
 
 
-class _PlainUnpickler(pickle._Unpickler):  # noqa: SLF001
+class _PlainUnpickler(pickle._Unpickler):  # noqa: SLF001 - has no public name
     """Python's own unpickler with a lock on every opcode that names, calls or changes objects.
 
     The one in Python, because the one in C asks only about names.

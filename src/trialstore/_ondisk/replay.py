@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import numpy as np
 
@@ -43,7 +42,7 @@ class ChunkRef(NamedTuple):
     segment: SegmentFile
     offset: int
     first: int
-    count: int
+    chunks: int
     nbytes: int
 
 
@@ -78,7 +77,7 @@ class JournalTrial:
 
 @dataclass(slots=True)
 class _Session:
-    """What one recording session left behind; frames above `limit` came after another had taken over."""
+    """What one recording session left; frames above `limit` came after another had taken over."""
 
     limit: int = _INFINITY
     opening: Opening | None = None
@@ -88,7 +87,7 @@ class _Session:
 
 
 class _Places:
-    """Where what is missing should have been: damage between the neighbours' frames, or plain absence."""
+    """Where what is missing should have been: damage between the neighbours, or plain absence."""
 
     def __init__(self, damages: Sequence[Damage], absence: Loss) -> None:
         self._damages = damages
@@ -152,7 +151,7 @@ class Replay:
         self.last_seq = 0
         self.last_crc = 0
 
-    def __enter__(self) -> Replay:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -163,8 +162,15 @@ class Replay:
         for file in self._files.values():
             file.close()
 
-    # -- following
-    # ----------------------------------------------------------------------------------
+    # --- following --------------------------------------------------------------------------------
+
+    def stands(self) -> bool:
+        """Whether every segment is still where it was found.
+
+        A journal that was published and taken away may have been followed by a new one, whose
+        segments have the same names.
+        """
+        return all(file.stands() for file in self._files.values())
 
     @property
     def scanned(self) -> int:
@@ -205,9 +211,9 @@ class Replay:
         found: dict[tuple[int, int], Path] = {}
         for position, folder in enumerate(self._folders):
             with contextlib.suppress(FileNotFoundError) if position else contextlib.nullcontext():
-                for name in os.listdir(folder):
-                    if (number := layout.segment_number(name)) is not None:
-                        found[number, position] = folder / name
+                for path in folder.iterdir():
+                    if (number := layout.segment_number(path.name)) is not None:
+                        found[number, position] = path
         fresh = sorted(found.keys() - self._files.keys())
         for key in fresh:
             with contextlib.suppress(FileNotFoundError):
@@ -264,7 +270,7 @@ class Replay:
         self.synced_to = max(self.synced_to, opening.after)
         state.end = None
         for earlier in itertools.takewhile(lambda other: other is not file, self._files.values()):
-            # What follows there did not become durable: it is repeated here, or was never acknowledged.
+            # What follows there was not durable: it is repeated here, or nobody was told of it.
             name = earlier.path.name
             self._void_after[name] = min(self._void_after.get(name, _INFINITY), opening.after)
         if state.opening is not None:
@@ -302,8 +308,7 @@ class Replay:
         self.trials[commit.trial] = trial
         new.append(trial)
 
-    # -- what is known by now
-    # -----------------------------------------------------------------------
+    # --- what is known by now ---------------------------------------------------------------------
 
     @property
     def count(self) -> int:
@@ -334,7 +339,7 @@ class Replay:
 
     @property
     def torn(self) -> list[tuple[Path, int, int]]:
-        """Bytes behind the last whole frame of each segment: path, first byte, byte after the last."""
+        """Bytes behind each segment's last whole frame: path, first byte, byte after the last."""
         files = self._files.values()
         return [(f.path, *_span(f)) for f in files if f.torn.end > f.torn.offset]
 
@@ -347,7 +352,7 @@ class Replay:
         }
 
     def _promised(self) -> int:
-        """How many trials must exist by what ends, openings and witnesses of the newest session say."""
+        """How many trials must exist by what ends, openings and witnesses say."""
         counts = [opening.trials for opening in self.openings]
         counts += [state.end.trials for state in self._sessions.values() if state.end is not None]
         statements = (self._witness(file) for file in self._files.values())
@@ -361,8 +366,7 @@ class Replay:
             return None
         return statement
 
-    # -- what is missing
-    # ----------------------------------------------------------------------------
+    # --- what is missing --------------------------------------------------------------------------
 
     def losses(self, *, check_samples: bool = False) -> list[Loss]:
         """Everything durable that cannot be read, and everything that was refused.
@@ -413,8 +417,7 @@ class Replay:
             return Loss((trial.index,), f"array {name!r}", "damaged", file, None, str(error))
         return None
 
-    # -- samples
-    # ------------------------------------------------------------------------------------
+    # --- samples ----------------------------------------------------------------------------------
 
     def layout_of(
         self, trial: JournalTrial, name: str
@@ -523,7 +526,7 @@ def _span(file: SegmentFile) -> tuple[int, int]:
 
 
 def _unrepeated(refs: Sequence[ChunkRef]) -> list[ChunkRef]:
-    """One reference for each run of chunks, in order: after a failed sync a run may stand in two segments."""
+    """One reference for each run of chunks, in order: after a failed sync it may stand twice."""
     return [ref for _, ref in sorted({ref.first: ref for ref in refs}.items())]
 
 
@@ -533,7 +536,7 @@ def _are_all(refs: Sequence[ChunkRef], count: int) -> bool:
     for ref in refs:
         if ref.first != at:
             return False
-        at += ref.count
+        at += ref.chunks
     return at == count
 
 

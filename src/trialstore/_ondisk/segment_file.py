@@ -51,7 +51,7 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A frame whose header and description fit their checksums; the samples have not been looked at."""
+    """A frame whose header and description fit their checksums; its samples are not looked at."""
 
     frame: Frame
     meta: bytes
@@ -115,12 +115,20 @@ class SegmentFile:
         """Bytes that have been looked at."""
         return self._offset
 
+    def stands(self) -> bool:
+        """Whether the file at the segment's path is still this one: names are given again."""
+        try:
+            here, there = os.fstat(self._fd), self.path.lstat()
+        except OSError:
+            return False
+        return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
     def size(self) -> int:
         """Bytes in the segment now."""
         return os.fstat(self._fd).st_size
 
     def shortfall(self) -> Damage | None:
-        """What the last poll should have found, by the witness, and did not find whole; None if nothing."""
+        """What the last poll should have found whole, by the witness, and did not."""
         statement, size = self.statement, self.torn.end
         if statement is None:
             if self.session or size <= HEADER_SIZE:
@@ -169,7 +177,7 @@ class SegmentFile:
             return b""
 
     def _identify(self, size: int, said: bytes) -> bool:
-        """Learn the session, and so the salt, from the header or, failing that, from the witness."""
+        """Learn the session, and so the salt, from the header or else from the witness."""
         session = journal.parse_header(self.read(0, HEADER_SIZE)) or witness.owner(said)
         if session is None:
             self.torn = Tail(0, size)

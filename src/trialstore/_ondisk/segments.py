@@ -69,10 +69,15 @@ class Segment:
         return self._previous
 
     def commit(self, entries: Sequence[Entry], trials: int) -> None:
-        """Append `entries` and make them durable, or raise OSError; then nothing is known of them.
+        """Append `entries` and make them durable.
 
         Guarantee: when this returns, the bytes of every entry are in the file that stands at
         `path`, and the disk has said so.
+
+        Raises
+        ------
+        OSError
+            If that cannot be known; then nothing is known of the entries.
         """
         seq, previous, offset = self._seq, self._previous, self._offset
         pieces: list[Buffer] = []

@@ -41,6 +41,7 @@ class Service:
         self._pipe = pipe
         self._refreshed: dict[Path, float] = {}
         self._growth: dict[Path, tuple[float, int]] = {}
+        self._parent = os.getppid()
         self._parent_gone = False
 
     def run(self) -> None:
@@ -125,7 +126,8 @@ class Service:
             try:
                 publisher.finish()
             except TaskLocked:
-                if time.monotonic() > end:
+                owner = publisher.recorder
+                if time.monotonic() > end or owner not in (None, self._parent):
                     # Another recorder has resumed the task: its own publisher will publish it.
                     self._drop(folder)
                     return

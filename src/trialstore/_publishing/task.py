@@ -7,6 +7,7 @@ manifest last, and the journal goes only after that.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -23,7 +24,7 @@ from trialstore._errors import DamagedData, PublishFailed, StorageError
 from trialstore._ondisk import chunks, layout, manifest, recovery
 from trialstore._ondisk.disk import Disk, read_file
 from trialstore._ondisk.entries import CleanEnd
-from trialstore._ondisk.lock import acquire
+from trialstore._ondisk.lock import acquire, holder
 from trialstore._ondisk.losses import Loss
 from trialstore._ondisk.manifest import ArrayRecord, Manifest
 from trialstore._ondisk.replay import Replay
@@ -125,9 +126,9 @@ class TaskPublisher:
 
         The recorder's own, such as a pickle that it is just writing, are nothing to us.
         """
-        for name in os.listdir(self.folder):
-            if layout.is_building(name) and mark in name:
-                self._remove(self.folder / name)
+        for path in list(self.folder.iterdir()):
+            if layout.is_building(path.name) and mark in path.name:
+                self._remove(path)
 
     def _remove(self, path: Path) -> None:
         """Delete a hidden file of ours, or a journal moved out of sight; follows no links."""
@@ -240,11 +241,16 @@ class TaskPublisher:
         ------
         TaskLocked
             If a recorder has the task (again).
+        FileNotFoundError
+            If the journal was published by another, and perhaps a new one stands in its place.
         StorageError, OSError
             If it cannot be done; the journal is untouched.
         """
         lock = acquire(self._journal / layout.LOCK, "publisher")
         try:
+            if not self._replay.stands():
+                # Found by killing recorders: what we know would have replaced what is there now.
+                raise FileNotFoundError(errno.ENOENT, "the journal was replaced", str(self._journal))
             self._finish_locked()
             self._remove_journal(lock)
         finally:
@@ -406,6 +412,12 @@ class TaskPublisher:
         with contextlib.suppress(OSError):
             if self._journal.is_dir():
                 self._disk.write_file(self._journal / layout.ANSWER, data)
+
+    @property
+    def recorder(self) -> int | None:
+        """Process number of the recorder that has the task now, or None."""
+        owner = holder(self._journal / layout.LOCK)
+        return owner.pid if owner is not None and owner.role == "recorder" else None
 
     def close(self) -> None:
         """Let go of every file; hidden ones are taken away."""

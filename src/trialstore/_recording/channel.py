@@ -17,7 +17,6 @@ from trialstore._recording.items import ITEM_OVERHEAD, ChunkItem, EndItem, Trial
 from trialstore._recording.lifecycle import Lifecycle, State
 from trialstore._recording.progress import Level, Levels, Progress
 from trialstore._recording.receipt import Receipt
-from trialstore._recording.statistics import Statistics, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,7 +27,8 @@ if TYPE_CHECKING:
     from trialstore._ondisk.entries import CleanEnd, Layout
     from trialstore._ondisk.lock import Lock
     from trialstore._ondisk.segments import JournalWriter
-    from trialstore._recording.queue import BoundedQueue
+    from trialstore._recording.queue import BoundedQueue, Lane
+    from trialstore._recording.statistics import Statistics, Tally
     from trialstore.design import ArrayInfo
 
 OnFull = Literal["wait", "raise", "drop"]
@@ -79,15 +79,15 @@ class Channel:
         self.task = task
         self.journal = journal
         self.lock = lock
-        self.lifecycle = Lifecycle(f"task {task!r}", State.OPEN)
-        self.progress = Progress(first)
-        self.names = intake.ArrayNames(arrays)
-        self.lane = queue.add_lane()
+        self.lifecycle: Lifecycle = Lifecycle(f"task {task!r}", State.OPEN)
+        self.progress: Progress = Progress(first)
+        self.names: intake.ArrayNames = intake.ArrayNames(arrays)
+        self.lane: Lane = queue.add_lane()
         self.columns: dict[str, list[Any]] = {}
         self.refused: dict[tuple[int | None, str, str], int] = {}
-        self.losses = 0
-        self.next_trial = first
-        self.last_activity_ns = time.monotonic_ns()
+        self.losses: int = 0
+        self.next_trial: int = first
+        self.last_activity_ns: int = time.monotonic_ns()
         self._rows = 0
         self._open = intake.OpenTrial()
         self._queue = queue

@@ -79,7 +79,7 @@ class ArrayNames:
     """The array names of one task: each is checked once, not at every chunk."""
 
     def __init__(self, declared: Mapping[str, ArrayInfo]) -> None:
-        self.declared = dict(declared)
+        self.declared: dict[str, ArrayInfo] = dict(declared)
         self._known: dict[str, str] = {name: name for name in declared}
         self._folded: dict[str, str] = {name.casefold(): name for name in declared}
 
@@ -126,7 +126,7 @@ def check_against(info: ArrayInfo, shape: tuple[int, ...], dtype: np.dtype[Any],
 
 
 def first_layout(info: ArrayInfo, array: NDArray[Any], name: str) -> Layout:
-    """Return the layout of the first chunk of an array; raise InvalidTrial if it is not as declared."""
+    """Return the layout of an array's first chunk; raise InvalidTrial if it is not as declared."""
     check_against(info, array.shape, array.dtype, name)
     return layout_of(array.shape, array.dtype, info.stack_axis)[0]
 
@@ -221,10 +221,10 @@ def _take_array(name: str, source: object, info: ArrayInfo, now: tuple[int, int]
             for data, _, _ in chunks:
                 check_against(info, data.shape, data.dtype, name)
         return ArrayPart(name, source, chunks, source.stack_axis)
-    data: object = source if isinstance(source, np.ndarray) else getattr(source, "data", source)
-    if data is None:
+    plain: object = source if isinstance(source, np.ndarray) else getattr(source, "data", source)
+    if plain is None:
         return ArrayPart(name, source, [], info.stack_axis)
-    array = take_chunk(data, name)
+    array = take_chunk(plain, name)
     check_against(info, array.shape, array.dtype, name)
     stack_axis = getattr(source, "stack_axis", info.stack_axis)
     copy = np.array(opaque(array), order="C", copy=True).view(array.dtype)

@@ -53,7 +53,7 @@ class Lifecycle:
 
     def __init__(self, what: str, state: State = State.NEW) -> None:
         self.what = what
-        self.state = state
+        self.state: State = state
 
     @property
     def is_open(self) -> bool:

@@ -49,8 +49,8 @@ class Progress:
 
     def __init__(self, first: int) -> None:
         self.first = first
-        self.trials = [first] * 4
-        self.bytes = [0] * 4
+        self.trials: list[int] = [first] * 4
+        self.bytes: list[int] = [0] * 4
         #: Position in the stream of everything accepted, chunks included; for `flush`.
         self.accepted_items = 0
         self.durable_items = 0

@@ -52,8 +52,8 @@ class Publisher:
 
     def __init__(self) -> None:
         reap()
-        self.deaths = 0
-        self.can_start = bool(sys.executable) and not getattr(sys, "frozen", False)
+        self.deaths: int = 0
+        self.can_start: bool = bool(sys.executable) and not getattr(sys, "frozen", False)
         self._process: subprocess.Popen[bytes] | None = None
         self._messages: dict[Path, dict[str, Any]] = {}
         self._pid = os.getpid()

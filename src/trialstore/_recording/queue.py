@@ -60,8 +60,8 @@ class BoundedQueue:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.used = 0
-        self.peak = 0
+        self.used: int = 0
+        self.peak: int = 0
         self._lanes: deque[Lane] = deque()
         self._waiting = 0
 

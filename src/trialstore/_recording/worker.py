@@ -27,7 +27,7 @@ class Call(Generic[T]):
     def __init__(self, function: Callable[[], T], token: anyio.lowlevel.EventLoopToken) -> None:
         self.function = function
         self.token = token
-        self.done = anyio.Event()
+        self.done: anyio.Event = anyio.Event()
         self.result: T | None = None
         self.failure: BaseException | None = None
 

@@ -110,7 +110,7 @@ class Writer:
         report: Callable[[str | None], None],
     ) -> None:
         self.channels: list[Channel] = []
-        self.stopped = anyio.Event()
+        self.stopped: anyio.Event = anyio.Event()
         self._queue = queue
         self._worker = worker
         self._tally = tally
