@@ -175,7 +175,7 @@ def check(*recordings: Recording) -> Found:
 
 
 def _is_whole(replay: Replay, trial: JournalTrial, name: str, recorded: NDArray[Any]) -> bool:
-    """Whether an array comes back; wrong data, and a refusal that does not name it, fail the test."""
+    """Whether an array comes back; wrong data, or a refusal that does not name it, is a failure."""
     try:
         found = read_array(replay, trial, name)
     except DamagedData as error:

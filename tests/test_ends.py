@@ -108,7 +108,7 @@ def backend(request: pytest.FixtureRequest) -> str:
     return name
 
 
-# -- inside one process --------------------------------------------------------------------------
+# --- inside one process ---------------------------------------------------------------------------
 
 
 class ExperimentError(Exception):
@@ -222,7 +222,7 @@ async def test_a_dropped_task_warns(tmp_path: Path) -> None:
     await anyio.to_thread.run_sync(look)
 
 
-# -- processes of their own ----------------------------------------------------------------------
+# --- processes of their own -----------------------------------------------------------------------
 
 
 def test_ctrl_c_publishes_and_reaches_only_the_experiment(

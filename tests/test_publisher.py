@@ -1,4 +1,4 @@
-"""The publisher while recording goes on: what a person sees in the folder, and what is never seen."""
+"""The publisher while recording goes on: what a person sees in the folder, and never sees."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_the_table_is_refreshed_while_recording(tmp_path: Path) -> None:
 
 
 async def test_no_half_file_is_ever_seen(tmp_path: Path) -> None:
-    """Polled as fast as possible, the folder shows no table with half a row and no unreadable HDF5."""
+    """However often it is looked at, the folder shows no half row and no unreadable HDF5."""
     folder = tmp_path / "data/p0/reach"
     seen = []
 
@@ -73,7 +73,7 @@ async def test_no_half_file_is_ever_seen(tmp_path: Path) -> None:
 
 
 async def test_the_manifest_says_what_a_reader_asks_years_later(tmp_path: Path) -> None:
-    """Start, end, host, versions, columns, arrays, statistics and sessions stand in manifest.json."""
+    """Start, end, host, versions, columns, arrays, statistics and sessions are in manifest.json."""
     async with open_task(tmp_path / "data", metadata={"rig": "A", "n": [1, 2]}) as task:
         await task.append("emg", np.zeros((2, 50)))
         await task.write({"n": 1})
@@ -94,7 +94,7 @@ async def test_the_manifest_says_what_a_reader_asks_years_later(tmp_path: Path) 
 
 
 async def test_a_request_that_cannot_be_met_is_answered(tmp_path: Path) -> None:
-    """Where the publisher cannot write, `publish` and closing raise with its reason; the journal is whole."""
+    """Where the publisher cannot write, `publish` and closing say why; the journal is whole."""
     folder = tmp_path / "data/p0/reach"
     async with Storage(tmp_path / "data", close_timeout=20) as storage:
         storage.subject_id = "p0"
@@ -150,7 +150,7 @@ async def test_a_fast_recorder_is_left_alone_and_caught_up_with(tmp_path: Path) 
 
         def decide() -> tuple[bool, bool, bool]:
             reading, writing = os.pipe()
-            with open(reading, "rb") as pipe:
+            with os.fdopen(reading, "rb") as pipe:
                 os.close(writing)
                 service = Service(pipe)
                 folder = tmp_path / "data/p0/reach"
@@ -182,7 +182,7 @@ async def test_hidden_files_of_a_dead_publisher_are_cleared(tmp_path: Path) -> N
 
 
 async def test_a_late_publisher_does_not_touch_a_newer_journal(tmp_path: Path) -> None:
-    """A publisher that slept through publication and resumption gives up: it knows only old trials."""
+    """A publisher that slept through publication and resuming gives up: it knows too little."""
     from trialstore._publishing.task import TaskPublisher
 
     folder = tmp_path / "data/p0/reach"

@@ -41,6 +41,7 @@ from trialstore import (
 from trialstore._ondisk import chunks, disk
 from trialstore._publishing.service import publish_once
 from trialstore._publishing.task import TaskPublisher
+from trialstore._reading.current import CurrentSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tests.helpers import Lab, SyncTask
+    from trialstore._reading.source import Source
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +255,27 @@ def test_a_reader_never_fails_while_the_task_changes(lab: Lab) -> None:
     finally:
         thread.join()
     check(reader, 13)
+
+
+def test_a_table_that_is_replaced_while_it_is_read_is_read_again(lab: Lab) -> None:
+    """What does not fit the manifest of before is no damage if there is another manifest by now."""
+    task = lab.create()
+    record(task)
+    task.close()
+    current = CurrentSource(task.root)
+    asked = []
+
+    def question(source: Source) -> int:
+        asked.append(source)
+        if len(asked) == 1:
+            task.resume()
+            record(task, range(3, 4))
+            task.publish()
+        return len(source.frame())
+
+    assert current.ask(question) == 4
+    assert len(asked) == 2
+    task.close()
 
 
 def test_reading_changes_nothing_on_the_disk(lab: Lab, cut_off: Path, published: Path) -> None:
@@ -627,6 +650,12 @@ def shortened(file: h5py.File) -> None:
     file["1"] = data
 
 
+def reshaped(file: h5py.File) -> None:
+    data = file["1"][:].reshape(4, 10)
+    del file["1"]
+    file["1"] = data
+
+
 def deleted(file: h5py.File) -> None:
     del file["1"]
 
@@ -637,7 +666,7 @@ def exchanged(file: h5py.File) -> None:
     file.move("x", "2")
 
 
-@pytest.mark.parametrize("harm", [replaced_by_equal_bytes, shortened, deleted, exchanged])
+@pytest.mark.parametrize("harm", [replaced_by_equal_bytes, shortened, reshaped, deleted, exchanged])
 def test_an_edited_array_is_told(published: Path, harm: Callable[[h5py.File], None]) -> None:
     """Data of another type, another length or another trial never pass for what was recorded."""
     with h5py.File(published / "emg.hdf5", "a") as file:
@@ -909,7 +938,7 @@ def test_a_damaged_pickle_is_told(published: Path, harm: str) -> None:
 
 
 def test_a_pickle_that_is_being_written_is_left_alone(cut_off: Path) -> None:
-    """A publisher that begins removes what a dead one has left, and nothing of the recorder's."""
+    """A new publisher removes what a dead one has left, and nothing of the recorder's."""
     ours = cut_off / ".manifest.json.4711.building"
     left = cut_off / ".emg.hdf5.publisher-0123456789ab.building"
     for path in (ours, left):

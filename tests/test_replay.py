@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the guards of event loops off system calls: no loop runs here, and there are millions."""
+    """Take the loops' guards off system calls: no loop runs here, and there are millions."""
     monkeypatch.undo()
 
 
@@ -500,7 +500,7 @@ def test_frames_repeated_after_a_failed_sync_count_once(folder: Path) -> None:
 def test_either_copy_of_a_repeated_frame_is_enough(
     folder: Path, segment: str, kind: FrameType
 ) -> None:
-    """Damage to one copy costs no trial; to the first, which was never acknowledged, it is no news."""
+    """Damage to one copy costs no trial; to the first, never acknowledged, it is no news."""
     recording = two_copies(folder)
     frame = frame_of(folder / segment, kind, -1)
     damage(folder / segment, frame.meta_offset + 1)

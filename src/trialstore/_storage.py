@@ -445,6 +445,13 @@ class TaskWriter:
         An older pickle of that name goes to the trash. Reading it back accepts plain containers,
         NumPy and pandas objects; anything else must be asked for with ``trusted=True``.
 
+        Parameters
+        ----------
+        obj : object
+            Anything that can be pickled.
+        name : str
+            Name of the file, without extension.
+
         Raises
         ------
         InvalidName

@@ -141,7 +141,7 @@ def normalised(shape: Shape, stack_axis: int) -> Shape:
         return shape if len(shape) > 1 else (1, *(shape or (1,)))
     if stack_axis == 1:
         return shape or (1,)
-    return shape if len(shape) > 2 else (*((1,) * (2 - len(shape))), *shape, 1)  # noqa: PLR2004 - dstack's
+    return shape if len(shape) > 2 else (*((1,) * (2 - len(shape))), *shape, 1)  # noqa: PLR2004
 
 
 def growing_axis(ndim: int, stack_axis: int) -> int:

@@ -139,7 +139,7 @@ class TaskPublisher:
             self._remove(entry)
         self._disk.remove_folder(path)
 
-    # -- while recording -------------------------------------------------------------------------
+    # --- while recording --------------------------------------------------------------------------
 
     def follow(self) -> int:
         """Read what the journal has gained; return how many bytes of it have been read in all.
@@ -229,7 +229,7 @@ class TaskPublisher:
             self._disk.write_file(self.folder / layout.MANIFEST, described.encode())
         return len(self._rows.table)
 
-    # -- the end ---------------------------------------------------------------------------------
+    # --- the end ----------------------------------------------------------------------------------
 
     def finish(self) -> None:
         """Publish everything, mark the task complete or interrupted, and take the journal away.
@@ -250,7 +250,9 @@ class TaskPublisher:
         try:
             if not self._replay.stands():
                 # Found by killing recorders: what we know would have replaced what is there now.
-                raise FileNotFoundError(errno.ENOENT, "the journal was replaced", str(self._journal))
+                raise FileNotFoundError(
+                    errno.ENOENT, "the journal was replaced", str(self._journal)
+                )
             self._finish_locked()
             self._remove_journal(lock)
         finally:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from trialstore._errors import DamagedData, StorageError
 from trialstore._ondisk import layout, manifest
+from trialstore._reading.foreign import ForeignSource
 from trialstore._reading.live import JournalSource
-from trialstore._reading.source import ForeignSource, PublishedSource
+from trialstore._reading.source import PublishedSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -45,7 +45,7 @@ class StorageReader:
     """
 
     def __init__(self, root: StrPath = "data") -> None:
-        self.root = Path(os.fspath(root))
+        self.root: Path = Path(os.fspath(root))
         self._subject_id: str | None = None
 
     def __repr__(self) -> str:

@@ -59,7 +59,7 @@ class TaskReader:
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(os.fspath(root))
+        self.root: Path = Path(os.fspath(root))
         if not self.root.is_dir():
             raise TaskNotFound(f"{str(self.root)!r} is not the folder of a task")
         self._current = CurrentSource(self.root)
@@ -179,6 +179,13 @@ class TaskReader:
     def iterarray(self, name: str, *, verify: bool = True) -> Iterator[NDArray[Any] | None]:
         """Yield the array of each trial, None for a trial that has none.
 
+        Parameters
+        ----------
+        name : str
+            Name of the array.
+        verify : bool, optional
+            Check every byte against its checksum.
+
         Raises
         ------
         InvalidName
@@ -240,7 +247,7 @@ class TaskReader:
             for number, values in zip(numbers, attrs, strict=True):
                 yield _trial(source, names, number, values)
             seen += len(numbers)
-            if is_over and not numbers:
+            if is_over:
                 return
             if not numbers:
                 time.sleep(_FOLLOW_EVERY)

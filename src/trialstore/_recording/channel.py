@@ -96,7 +96,7 @@ class Channel:
         self._notify = notify
         self._yielded_ns = 0
 
-    # -- trials ----------------------------------------------------------------------------------
+    # --- trials -----------------------------------------------------------------------------------
 
     async def write(self, trial: object) -> Receipt:
         """Accept a trial, waiting for room if the policy says so."""
@@ -152,7 +152,7 @@ class Channel:
             column.append(attrs.get(name))
         self._rows += 1
 
-    # -- chunks ----------------------------------------------------------------------------------
+    # --- chunks -----------------------------------------------------------------------------------
 
     async def append(self, name: str, chunk: object) -> None:
         """Accept a chunk of the open trial, waiting for room if the policy says so."""
@@ -238,7 +238,7 @@ class Channel:
         self._took(item.stamp.monotonic_ns)
         self._tally.note_hold(time.perf_counter_ns() - began)
 
-    # -- room ------------------------------------------------------------------------------------
+    # --- room -------------------------------------------------------------------------------------
 
     async def _breathe(self) -> None:
         """Be a checkpoint often enough, and first of all: a cancelled call has taken nothing."""
@@ -301,7 +301,7 @@ class Channel:
             for (trial, noun, of), count in refused.items()
         )
 
-    # -- the end ---------------------------------------------------------------------------------
+    # --- the end ----------------------------------------------------------------------------------
 
     def put_end(self, end: CleanEnd) -> None:
         """Queue the end record, for which there is room; without a loop nobody need be told."""

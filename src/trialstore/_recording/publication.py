@@ -1,4 +1,4 @@
-"""The conversation with the publisher about one task: follow it, publish now, publish at its end."""
+"""The conversation with the publisher about one task: follow it, publish now or at its end."""
 
 from __future__ import annotations
 
@@ -123,7 +123,8 @@ class Publication:
         """Close the pipe; wait for a child that has nothing left to do."""
         await self._worker.call(self.publisher.stop)
         if not self.publisher.pending:
-            while not await self._worker.call(self.publisher.has_ended):
+            # A process that ends tells nobody, and the thread must stay free for the disk.
+            while not await self._worker.call(self.publisher.has_ended):  # noqa: ASYNC110
                 await anyio.sleep(0.005)
 
     def leave(self) -> None:

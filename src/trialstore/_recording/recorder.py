@@ -78,11 +78,11 @@ class Recorder:
         publish_here: Callable[[Path, dict[str, Any]], None],
     ) -> None:
         self.root = root
-        self.lifecycle = Lifecycle(f"Storage {str(root)!r}")
+        self.lifecycle: Lifecycle = Lifecycle(f"Storage {str(root)!r}")
         self.channels: list[Channel] = []
         self.fallback_root = fallback_root
         self.close_timeout = close_timeout
-        self.disk = disk_port.current()
+        self.disk: disk_port.Disk = disk_port.current()
         self._on_full = on_full
         self._keep_journal = keep_journal
         self._on_trouble = on_trouble
@@ -93,7 +93,7 @@ class Recorder:
         self._free_bytes: int | None = None
         self._pid = os.getpid()
 
-    # -- life --
+    # --- life -------------------------------------------------------------------------------------
 
     async def open(self) -> Writer:
         """Start the thread and return the writer, whose `run` the caller starts as a task.
@@ -106,7 +106,7 @@ class Recorder:
         self.lifecycle.advance(State.OPENING)
         self._worker = Worker()
         self._publication = Publication(self._worker, self._options, self._publish_here)
-        self.writer = Writer(
+        self.writer: Writer = Writer(
             self._queue, self._worker, self._tally, tick=self._tick, report=self._report
         )
         try:
@@ -172,7 +172,7 @@ class Recorder:
             channel.lock.forget_after_fork()
         self.publisher.forget_after_fork()
 
-    # -- tasks --
+    # --- tasks ------------------------------------------------------------------------------------
 
     def place(self, subject: str) -> Place:
         """Where tasks of a subject go."""
@@ -282,7 +282,7 @@ class Recorder:
     async def _drain(
         self, channel: Channel, failure: BaseException | None, deadline: float
     ) -> None:
-        """Make everything durable and let go of journal and lock; raise WriteFailed if it is not."""
+        """Make everything durable and let go of journal and lock, or raise WriteFailed."""
         story = await self._story(failure, deadline)
         progress = channel.progress
         with anyio.CancelScope(deadline=deadline):
@@ -305,7 +305,7 @@ class Recorder:
         if problem is not None:
             raise problem
 
-    # -- figures and trouble --
+    # --- figures and trouble ----------------------------------------------------------------------
 
     def statistics(self) -> Statistics:
         """The figures of all tasks of this Storage, finished ones included."""
@@ -341,7 +341,7 @@ class Recorder:
             # Without a traceback: writing one out reads source files, and this is the loop.
             logger.error("the on_trouble hook failed: %r", error)  # noqa: TRY400
 
-    # -- parts --
+    # --- parts ------------------------------------------------------------------------------------
 
     @property
     def publisher(self) -> Publisher:
@@ -356,10 +356,9 @@ class Recorder:
         """Write the traceback out, in the thread: it reads source files."""
         if failure is None:
             return None
-        story = repr(failure)
         with anyio.CancelScope(deadline=deadline):
-            story = await self.call(lambda: "".join(traceback.format_exception(failure)))
-        return story
+            return await self.call(lambda: "".join(traceback.format_exception(failure)))
+        return repr(failure)
 
     def _end(self, channel: Channel, story: str | None) -> CleanEnd:
         return CleanEnd(

@@ -127,7 +127,7 @@ class Writer:
         self._poisonings = 0
         self._marked: dict[Channel, int] = {}
 
-    # -- called by others on the loop ------------------------------------------------------------
+    # --- called by others on the loop -------------------------------------------------------------
 
     def notify(self) -> None:
         """There is work."""
@@ -164,7 +164,7 @@ class Writer:
             self.channels.remove(channel)
         channel.leave()
 
-    # -- the task --------------------------------------------------------------------------------
+    # --- the task ---------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Run until `stop`, shielded: an experiment's cancellation must not lose its trials."""
@@ -287,7 +287,7 @@ class Writer:
             self._last_tick = now
             await self._worker.call(self._tick)
 
-    # -- without a loop --------------------------------------------------------------------------
+    # --- without a loop ---------------------------------------------------------------------------
 
     def drain_now(self, patience: float) -> list[Channel]:
         """Commit everything from this thread, when the loop is gone; return the failed tasks.
