@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
+import hypothesis
 import pytest
 
 from trialstore._recording import publisher
@@ -21,6 +22,10 @@ from trialstore._recording import publisher
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
+
+# A slow computer is no bug: nothing is timed here.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 PACKAGE = f"{os.sep}trialstore{os.sep}"
 READING = f"{os.sep}_reading{os.sep}"

@@ -330,6 +330,7 @@ def test_a_forgotten_storage(tmp_path: Path, script: Callable[..., Script]) -> N
         async def main():
             storage = Storage(sys.argv[1])
             await storage._recorder.open()
+            storage._recorder.start(lambda function: None)
             import weakref
             from trialstore import _storage
             storage._finalizer = weakref.finalize(
@@ -515,3 +516,80 @@ async def test_a_forked_child_cannot_write_and_frees_the_lock(tmp_path: Path) ->
         finally:
             os.kill(pid, signal.SIGKILL)
             await anyio.to_thread.run_sync(os.waitpid, pid, 0)
+
+
+def test_ctrl_c_twice(
+    tmp_path: Path, backend: str, script: Callable[..., Script]
+) -> None:
+    """An impatient second Ctrl-C, in the middle of closing, loses nothing and tells no untruth."""
+    code = """
+        import time
+        from trialstore._ondisk.disk import Disk, use
+        class Slow(Disk):
+            slow = False
+            def sync(self, fd):
+                if self.slow:
+                    print("closing", flush=True)
+                    time.sleep(0.2)
+                super().sync(fd)
+        disk = Slow()
+        async def main():
+            async with Storage(sys.argv[1]) as storage:
+                storage.subject_id = "p0"
+                async with storage.create_task("reach") as task:
+                    await fill(task)
+                    await task.flush()
+                    disk.slow = True
+                    for number in range(50):
+                        task.write_nowait({"n": number})
+                    print("ready", flush=True)
+                    await anyio.sleep(60)
+        try:
+            with use(disk):
+                run(main)
+        except KeyboardInterrupt:
+            sys.exit(130)
+    """
+    program = script(code, tmp_path / "data", backend, start_new_session=True)
+    assert program.wait_for_line() in ("ready", "closing")
+    os.killpg(program.process.pid, signal.SIGINT)
+    assert program.wait_for_line() in ("ready", "closing")
+    os.killpg(program.process.pid, signal.SIGINT)
+    code_out, _, err = program.end()
+    assert code_out == 130, err
+    assert "WriteFailed" not in err
+    reader = settled(tmp_path / "data")
+    assert (reader.status, len(reader.trials)) == ("interrupted", 55)
+
+
+def test_asyncios_own_time_out_while_closing(
+    tmp_path: Path, script: Callable[..., Script]
+) -> None:
+    """asyncio's cancellation passes anyio's shields; closing finishes all the same, and it is raised."""
+    code = """
+        import asyncio, time
+        from trialstore._ondisk.disk import Disk, use
+        class Slow(Disk):
+            def sync(self, fd):
+                time.sleep(0.05)
+                super().sync(fd)
+        async def main():
+            storage = Storage(sys.argv[1])
+            async with storage:
+                storage.subject_id = "p0"
+                task = await storage.create_task("reach")
+                for number in range(50):
+                    task.write_nowait({"n": number})
+                try:
+                    async with asyncio.timeout(0.01):
+                        await task.aclose()
+                    print("no time-out")
+                except TimeoutError:
+                    print("time-out", task)
+        with use(Slow()):
+            asyncio.run(main())
+    """
+    code_out, out, err = script(code, tmp_path / "data", "asyncio").end()
+    assert (code_out, out.strip()) == (0, "time-out <TaskWriter 'reach': closed>"), err
+    reader = settled(tmp_path / "data")
+    assert (reader.status, len(reader.trials)) == ("complete", 50)

@@ -156,6 +156,14 @@ def test_every_member_is_needed(member: str) -> None:
         decode(sealed(values), PATH)
 
 
+def test_an_array_cannot_be_called_a_path() -> None:
+    """Names in a manifest become names of files; a stranger's lead nowhere else."""
+    values = members_of(FULL)
+    values["arrays"]["../../evil"] = values["arrays"]["emg"]
+    with pytest.raises(FormatError):
+        decode(sealed(values), PATH)
+
+
 JSON = st.recursive(
     st.none()
     | st.booleans()

@@ -222,6 +222,7 @@ def test_a_reader_outlives_publication_and_resuming(lab: Lab) -> None:
         check(reader, 2 * session + 2)
 
 
+@pytest.mark.slow
 def test_a_reader_never_fails_while_the_task_changes(lab: Lab) -> None:
     """A task is published and resumed again and again: a reader sees whole trials, never fewer."""
     task = lab.create()
@@ -402,7 +403,7 @@ def test_a_published_window_reads_only_its_blocks(lab: Lab, tmp_path: Path) -> N
         data = np.arange(200_000.0).reshape(2, 100_000)
         task.append("emg", data)
         task.write({})
-    folder = shutil.copytree(task.root, tmp_path / "reach")
+    folder = copied(task.root, tmp_path)
     block = chunks.block_length(data.shape, data.dtype, 1)
     flip(folder / "emg.hdf5", data[0, 2 * block : 2 * block + 2].tobytes())
     reader = TaskReader(folder)
@@ -1029,6 +1030,7 @@ def recorder(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.stdout.close()
 
 
+@pytest.mark.slow
 def test_following_another_process_ends_when_the_task_is_closed(
     tmp_path: Path, recorder: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -1045,6 +1047,7 @@ def test_following_another_process_ends_when_the_task_is_closed(
     assert [trial.attrs["n"] for trial in reader.follow()] == list(range(200))
 
 
+@pytest.mark.slow
 @pytest.mark.leaves_files
 def test_following_another_process_ends_when_it_is_killed(
     tmp_path: Path, recorder: Callable[..., subprocess.Popen[str]]
@@ -1069,6 +1072,7 @@ def test_following_another_process_ends_when_it_is_killed(
     check(reader, 20)
 
 
+@pytest.mark.slow
 def test_a_live_reader_sees_a_growing_prefix(
     tmp_path: Path, recorder: Callable[..., subprocess.Popen[str]]
 ) -> None:

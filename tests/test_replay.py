@@ -19,7 +19,18 @@ from tests.journals import Recording, check, read_array, six_trials
 from trialstore import DamagedData, FormatError, Loss, StorageError
 from trialstore._ondisk import journal, witness
 from trialstore._ondisk.disk import Disk
-from trialstore._ondisk.entries import Entry, LossNote, SyncMark, decode
+from trialstore._ondisk.entries import (
+    ChunkRun,
+    ChunkStamp,
+    CleanEnd,
+    Entry,
+    LossNote,
+    SyncMark,
+    TrialCommit,
+    decode,
+    encode,
+    layout_of,
+)
 from trialstore._ondisk.journal import FRAME_SIZE, HEADER_SIZE, Frame, FrameType
 from trialstore._ondisk.replay import Replay
 from trialstore._ondisk.segments import JournalWriter
@@ -27,6 +38,8 @@ from trialstore._ondisk.segments import JournalWriter
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 
 SEGMENT, WITNESS = "000001.segment", "000001.witness"
@@ -730,6 +743,7 @@ def read_all(replay: Replay) -> None:
     _ = replay.end, replay.openings, replay.torn
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(frames=hostile_frames(), twice=st.booleans())
 def test_a_strangers_journal_raises_only_our_errors(
@@ -791,6 +805,92 @@ def test_every_member_of_a_description_is_needed(
             decode(kind, json.dumps(rest).encode())
 
 
+@pytest.mark.parametrize(
+    ("kind", "member", "value"),
+    [
+        (FrameType.CHUNKS, "array", "../../evil"),
+        (FrameType.TRIAL, "arrays", {"../../evil": [1, 8]}),
+        (FrameType.TRIAL, "row", [["target", "str", "\ud800"]]),
+        (FrameType.TRIAL, "trial", 2**63),
+        (FrameType.TRIAL, "unix_ns", -1),
+        (FrameType.TRIAL, "trial", True),
+        (FrameType.CHUNKS, "shape", [2**40, 2**40, 0]),
+        (FrameType.CHUNKS, "shape", [None, None]),
+        (FrameType.CHUNKS, "shape", [1] * 33),
+        (FrameType.CHUNKS, "dtype", "|O"),
+        (FrameType.CHUNKS, "stack_axis", 3),
+        (FrameType.OPENING, "description", {"metadata": []}),
+        (FrameType.OPENING, "trials", 2**63),
+        (FrameType.CLEAN_END, "status", "recording"),
+    ],
+)
+def test_a_member_that_would_do_harm_is_refused(kind: FrameType, member: str, value: Any) -> None:
+    """Paths, half characters, numbers that NumPy has no room for: FormatError at the door."""
+    hostile = dict(DESCRIPTIONS)[kind] | {member: value}
+    with pytest.raises(FormatError):
+        decode(kind, json.dumps(hostile).encode())
+
+
+def test_a_traceback_that_is_not_unicode_does_not_stop_the_end() -> None:
+    """A file name in a traceback may be any bytes; the end of the session is worth more."""
+    entry = encode(CleanEnd(1, "interrupted", "File '\udcff.py'", 1, 2, {}))
+    end = decode(entry.type, entry.meta)
+    assert isinstance(end, CleanEnd)
+    assert end.traceback == "File '?.py'"
+
+
+def chunks_of(first: int, samples: NDArray[Any], *, claimed: int | None = None) -> Entry:
+    """Frame one chunk; `claimed` is the length that the description tells of it."""
+    form, length = layout_of(samples.shape, samples.dtype, 1)
+    stamps = (ChunkStamp(length if claimed is None else claimed, 1, 2),)
+    return encode(ChunkRun("x", 0, first, form, stamps), [samples.tobytes()])
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [chunks_of(0, np.ones(2)), chunks_of(2, np.ones(2))],
+        [chunks_of(0, np.ones(2)), chunks_of(1, np.ones(2, "f4"))],
+        [chunks_of(0, np.ones((2, 2))), chunks_of(1, np.ones((3, 2)))],
+        [chunks_of(0, np.ones(2)), chunks_of(1, np.ones(2), claimed=3)],
+    ],
+    ids=["hole", "other dtype", "other shape", "more than there is"],
+)
+def test_chunks_that_do_not_fit_one_another_are_no_array(folder: Path, frames: list[Entry]) -> None:
+    """With every checksum right, chunks that contradict each other still make no array."""
+    recording = Recording(folder)
+    for frame in frames:
+        recording.add(frame)
+    recording.add(TrialCommit(0, (), {"x": (2, 32)}, 1, 2, 1))
+    recording.commit()
+    recording.close()
+    with Replay([folder]) as replay:
+        replay.poll()
+        with pytest.raises(DamagedData, match="array 'x' of trial 0"):
+            replay.layout_of(replay.trials[0], "x")
+        with pytest.raises(DamagedData, match="array 'x' of trial 0"):
+            replay.window(replay.trials[0], "x", 0, 1)
+
+
+def test_a_trial_number_is_given_once(folder: Path) -> None:
+    """A session that claims a number that is taken cannot change that trial, and it is told."""
+    first = six_trials(folder)
+    first.close()
+    other = Recording(folder, after=first.journal.durable_seq, trials=4)
+    other.append("emg", np.full((2, 4), 13.0))
+    other.trial(target="mine")
+    other.commit()
+    other.close()
+    with Replay([folder]) as replay:
+        replay.poll()
+        trial = replay.trials[4]
+        assert trial.commit.row == first.rows[4]
+        found = read_array(replay, trial, "emg")
+        np.testing.assert_array_equal(found, first.arrays[4, "emg"])
+        assert ["there before" in damage.evidence for damage in replay.damages] == [True]
+
+
+@pytest.mark.slow
 def test_a_claim_of_countless_trials_costs_neither_time_nor_memory(folder: Path) -> None:
     """The first 100 000 are named one by one, the rest by one entry."""
     recording = Recording(folder, trials=10**15)

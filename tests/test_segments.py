@@ -181,6 +181,25 @@ def test_an_existing_file_is_never_opened_for_writing(folder: Path) -> None:
     assert (folder / "000004.witness").read_bytes() == b"somebody's"
 
 
+def test_a_file_that_appears_in_the_last_moment_is_not_taken(folder: Path) -> None:
+    """Between looking for a free number and creating the file, a rival may have created it."""
+
+    class Rival(Disk):
+        was_there = False
+
+        def create(self, path: Path) -> int:
+            if not self.was_there:
+                self.was_there = True
+                path.write_bytes(b"a rival's")
+            return super().create(path)
+
+    recording = Recording(folder, disk=Rival())
+    record(recording, 1)
+    recording.close()
+    assert (folder / "000001.segment").read_bytes() == b"a rival's"
+    assert check(recording).is_whole
+
+
 def test_a_link_in_the_place_of_a_segment_is_not_followed(folder: Path, tmp_path: Path) -> None:
     """Nobody can have the recorder write into a file elsewhere."""
     folder.mkdir()

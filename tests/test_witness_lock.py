@@ -23,7 +23,7 @@ from trialstore._ondisk.lock import Holder, Lock, acquire, holder
 from trialstore._ondisk.witness import SLOT_SIZE, Witness
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 SESSION, BOOT = bytes(range(16)), bytes(range(16, 32))
@@ -227,6 +227,26 @@ def test_a_lock_file_that_was_replaced_is_not_held_any_more(path: Path) -> None:
     first.release()
     assert is_held(second)
     second.release()
+
+
+_at_the_next_flock: list[Callable[[], object]] = []
+
+
+def _audit(event: str, args: tuple[object, ...]) -> None:
+    if event == "fcntl.flock" and _at_the_next_flock:
+        _at_the_next_flock.pop()()
+
+
+def test_a_file_that_is_moved_while_it_is_being_locked_is_not_taken(path: Path) -> None:
+    """Between opening and locking, the journal may be taken away: lock what stands there."""
+    sys.addaudithook(_audit)  # it stays for good, and does nothing from then on
+    _at_the_next_flock.append(lambda: path.rename(path.with_name("moved")))
+    taken = acquire(path, "recorder")
+    assert path.with_name("moved").exists()
+    assert is_held(taken)
+    with pytest.raises(TaskLocked):
+        acquire(path, "recorder", patience=0.0)
+    taken.release()
 
 
 def test_closing_the_file_elsewhere_keeps_the_lock(path: Path) -> None:

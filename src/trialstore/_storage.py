@@ -124,11 +124,11 @@ class Storage(StorageReader):
         self._finalizer: weakref.finalize[..., Storage] | None = None
 
     async def __aenter__(self) -> Self:
-        writer = await self._recorder.open()
+        await self._recorder.open()
         self._finalizer = weakref.finalize(self, _left_open, self._recorder, repr(self))
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
-        self._tasks.start_soon(writer.run, name="trialstore writer")
+        self._recorder.start(self._tasks.start_soon)
         return self
 
     async def __aexit__(
@@ -141,14 +141,24 @@ class Storage(StorageReader):
             # The coroutine is being thrown away: nothing can be awaited any more.
             self._recorder.abandon("the experiment's coroutine was closed")
             return
-        with anyio.CancelScope(shield=True):
-            problems = await self._recorder.close(error)
+        problems: list[StorageError] = []
+
+        async def close() -> None:
+            problems.extend(await self._recorder.close(error))
+
+        interruption = None
+        try:
+            await self._recorder.insist(close)
+        except (anyio.get_cancelled_exc_class(), KeyboardInterrupt) as late:
+            interruption = late
         if self._finalizer is not None:
             self._finalizer.detach()
         if self._tasks is not None:
             # The writer has ended: this waits for nothing, and nothing can be wrapped in a group.
             await self._tasks.__aexit__(None, None, None)
         _raise_or_note(problems, error)
+        if interruption is not None:
+            raise interruption
 
     @property
     def subject_id(self) -> str | None:
@@ -527,7 +537,9 @@ class TaskWriter:
     async def _close(self, error: BaseException | None) -> None:
         self._finalizer.detach()
         if self._channel.lifecycle.is_open:
-            await self._recorder.close_task(self._channel, error)
+            await self._recorder.insist(
+                lambda: self._recorder.close_task(self._channel, error)
+            )
 
 
 class TrialWriter:

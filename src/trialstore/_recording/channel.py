@@ -86,6 +86,7 @@ class Channel:
         self.columns: dict[str, list[Any]] = {}
         self.refused: dict[tuple[int | None, str, str], int] = {}
         self.losses: int = 0
+        self.has_end: bool = False
         self.next_trial: int = first
         self.last_activity_ns: int = time.monotonic_ns()
         self._rows = 0
@@ -134,13 +135,13 @@ class Channel:
         now = (time.time_ns(), time.monotonic_ns())
         chunks, commit = intake.items_of(taken, index, self._open, now)
         put = self._queue.put_reserved if reserved else self._queue.put
-        put(self.lane, TrialItem(chunks, commit), taken.size)
+        put(self.lane, TrialItem(chunks, commit, taken.nbytes), taken.size)
         self.next_trial += 1
         self._open = intake.OpenTrial()
         self._remember(taken.attrs)
         for part in taken.parts:
             intake.let_go(part)
-        self.progress.reach(Level.ACCEPTED, self.next_trial, taken.size)
+        self.progress.reach(Level.ACCEPTED, self.next_trial, taken.nbytes)
         self._took(now[1])
         self._tally.note_hold(time.perf_counter_ns() - began)
         return Receipt(self.progress, index)
@@ -160,7 +161,7 @@ class Channel:
         began = time.perf_counter_ns()
         self.lifecycle.require_open()
         item = self._chunk(name, chunk)
-        size = len(item.data) + ITEM_OVERHEAD
+        size = item.nbytes + ITEM_OVERHEAD
         if not self._queue.has_room(size):
             self._queue.require_possible(size)
             if self._on_full != "wait":
@@ -178,7 +179,7 @@ class Channel:
         began = time.perf_counter_ns()
         self.lifecycle.require_open()
         item = self._chunk(name, chunk)
-        size = len(item.data) + ITEM_OVERHEAD
+        size = item.nbytes + ITEM_OVERHEAD
         if not self._queue.has_room(size):
             self._queue.require_possible(size)
             raise self._full(size)
@@ -231,10 +232,10 @@ class Channel:
             shape = item.layout.shape_of(item.stamp.length)
             known = self._open.arrays[item.array] = intake.OpenArray(item.layout, shape)
         known.chunks += 1
-        known.nbytes += len(item.data)
+        known.nbytes += item.nbytes
         if self._open.first_unix_ns is None:
             self._open.first_unix_ns = item.stamp.unix_ns
-        self.progress.reach(Level.ACCEPTED, self.next_trial, size)
+        self.progress.reach(Level.ACCEPTED, self.next_trial, item.nbytes)
         self._took(item.stamp.monotonic_ns)
         self._tally.note_hold(time.perf_counter_ns() - began)
 
@@ -306,8 +307,8 @@ class Channel:
     def put_end(self, end: CleanEnd) -> None:
         """Queue the end record, for which there is room; without a loop nobody need be told."""
         self._queue.put(self.lane, EndItem(end), ITEM_OVERHEAD)
-        self.progress.reach(Level.ACCEPTED, self.next_trial, ITEM_OVERHEAD)
         self.progress.accepted_items += 1
+        self.has_end = True
 
     def let_go(self) -> None:
         """Close the journal and give the task's lock back; blocks."""

@@ -72,7 +72,13 @@ class Snapshot(NamedTuple):
     attrs: dict[str, Any]
     row: Row
     parts: list[ArrayPart]
-    size: int
+    nbytes: int
+
+    @property
+    def size(self) -> int:
+        """Bytes that count against the queue's bound."""
+        pieces = sum(len(part.chunks) for part in self.parts)
+        return self.nbytes + ITEM_OVERHEAD * (1 + pieces)
 
 
 class ArrayNames:
@@ -188,7 +194,7 @@ def snapshot(
             "the mappings .attrs and .arrays"
         )
     row = encode_attrs(attrs)
-    size = ITEM_OVERHEAD + sum(len(name) + len(text) for name, _, text in row)
+    nbytes = sum(len(name) + len(text) for name, _, text in row)
     parts = []
     for given, source in arrays.items():
         name = names.check(given)
@@ -196,9 +202,9 @@ def snapshot(
         if not part.chunks:
             continue
         parts.append(part)
-        size += sum(data.nbytes + ITEM_OVERHEAD for data, _, _ in part.chunks)
+        nbytes += sum(data.nbytes for data, _, _ in part.chunks)
     check_unstreamed(parts, streamed)
-    return Snapshot(dict(attrs), row, parts, size)
+    return Snapshot(dict(attrs), row, parts, nbytes)
 
 
 def check_unstreamed(parts: Sequence[ArrayPart], streamed: OpenTrial) -> None:

@@ -33,6 +33,11 @@ class ChunkItem:
     data: Buffer
     stamp: ChunkStamp
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of samples."""
+        return len(self.data)
+
 
 @dataclass(slots=True)
 class TrialItem:
@@ -40,6 +45,7 @@ class TrialItem:
 
     chunks: list[ChunkItem]
     commit: TrialCommit
+    nbytes: int
 
 
 @dataclass(slots=True)
@@ -47,6 +53,11 @@ class EndItem:
     """The end of a session."""
 
     end: CleanEnd
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the experiment handed over: none."""
+        return 0
 
 
 Item = ChunkItem | TrialItem | EndItem

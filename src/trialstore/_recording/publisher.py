@@ -11,7 +11,8 @@ import json
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any, Final
+import tempfile
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from trialstore._errors import PublishFailed
 from trialstore._ondisk import layout
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 #: A task on which the publisher died so often is left as a journal, which reads as well.
 MAX_DEATHS: Final = 3
+_WORDS_KEPT: Final = 2000
 #: Not `-m`: the package may be importable only through the parent's sys.path. `-P` keeps the
 #: experiment's folder, with its own `random.py`, out of the way until the parent's path is taken
 #: over.
@@ -57,6 +59,17 @@ class Publisher:
         self._process: subprocess.Popen[bytes] | None = None
         self._messages: dict[Path, dict[str, Any]] = {}
         self._pid = os.getpid()
+        #: What the child says on standard error: a file without a name, gone with us.
+        self._words: IO[bytes] | None = None
+
+    @property
+    def last_words(self) -> str:
+        """The end of what the child said on standard error."""
+        if self._words is None:
+            return ""
+        end = self._words.seek(0, os.SEEK_END)
+        self._words.seek(max(0, end - _WORDS_KEPT))
+        return self._words.read().decode("utf-8", "replace").strip()
 
     @property
     def pid(self) -> int | None:
@@ -108,11 +121,13 @@ class Publisher:
             # A session of its own: Ctrl-C in the terminal is for the experiment alone.
             options["start_new_session"] = True
         try:
+            if self._words is None:
+                self._words = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as we do
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _PROGRAM],
+                [sys.executable, "-P", "-X", "faulthandler", "-c", _PROGRAM],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stderr=self._words,
                 env=environment,
                 **options,
             )
@@ -157,6 +172,9 @@ class Publisher:
 
     def leave_running(self) -> None:
         """Let the child go on alone with what it has left to do."""
+        if self._words is not None:
+            self._words.close()
+            self._words = None
         process, self._process = self._process, None
         if process is not None and process.poll() is None:
             _alone.append(process)

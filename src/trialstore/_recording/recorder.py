@@ -27,7 +27,7 @@ from trialstore._recording.worker import Worker
 from trialstore._recording.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from trialstore._recording.channel import OnFull
@@ -95,8 +95,8 @@ class Recorder:
 
     # --- life -------------------------------------------------------------------------------------
 
-    async def open(self) -> Writer:
-        """Start the thread and return the writer, whose `run` the caller starts as a task.
+    async def open(self) -> None:
+        """Start the thread and look at the root; `run` comes next.
 
         Raises
         ------
@@ -115,9 +115,48 @@ class Recorder:
             self._worker.stop(1.0)
             self.lifecycle.advance(State.CLOSED)
             raise
+
+    def start(self, spawn: Callable[[Callable[[], Awaitable[None]]], object]) -> None:
+        """Begin to record; `spawn` starts a task that lives as long as the Storage."""
         self.lifecycle.advance(State.OPEN)
         _living.add(self)
-        return self.writer
+        self._spawn = spawn
+        spawn(self.writer.run)
+
+    async def insist(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Run `function` to its end, in a task of its own, whatever happens to the caller.
+
+        A shield keeps anyio's cancellation out, but asyncio's own (``asyncio.timeout``, a second
+        Ctrl-C) passes it. A caller that is cancelled meanwhile gets its cancellation afterwards.
+        """
+        done = anyio.Event()
+        failure: BaseException | None = None
+
+        async def body() -> None:
+            nonlocal failure
+            try:
+                with anyio.CancelScope(shield=True):
+                    await function()
+            except Exception as error:  # noqa: BLE001 - raised again in the caller
+                failure = error
+            except BaseException as error:  # noqa: BLE001 - raised again in the caller
+                # Cancelled in spite of the shield: the whole loop is being torn down. What nobody
+                # will write any more is written here and now.
+                failure = error
+                self.abandon("the event loop was shut down")
+            finally:
+                done.set()
+
+        self._spawn(body)
+        interruption: BaseException | None = None
+        with anyio.CancelScope(shield=True):
+            while not done.is_set():
+                try:
+                    await done.wait()
+                except (anyio.get_cancelled_exc_class(), KeyboardInterrupt) as error:
+                    interruption = error
+        if failure is not None or interruption is not None:
+            raise failure or interruption  # type: ignore[misc] # one of them is there
 
     async def close(self, failure: BaseException | None) -> list[StorageError]:
         """Close every open task, then everything else; return what went wrong."""
@@ -151,8 +190,7 @@ class Recorder:
             return
         _living.discard(self)
         for channel in self.channels:
-            if channel.lifecycle.is_open:
-                channel.lifecycle.advance(State.CLOSING)
+            if not channel.has_end:
                 channel.put_end(self._end(channel, reason))
         failed = self.writer.drain_now(self.close_timeout)
         for channel in self.channels:
@@ -190,9 +228,13 @@ class Recorder:
         """
         self.lifecycle.require_open()
         prepared = _Prepared(prepare)
-        with anyio.move_on_after(self.close_timeout, shield=True):
-            await self.call(prepared.run)
-        opened = prepared.take(self.lifecycle.is_open)
+        try:
+            with anyio.move_on_after(self.close_timeout, shield=True):
+                await self.call(prepared.run)
+        except BaseException:
+            prepared.take(is_wanted=False)
+            raise
+        opened = prepared.take(is_wanted=self.lifecycle.is_open)
         if opened is None:
             self.lifecycle.require_open()
             raise StorageError(f"the disk has not answered for {self.close_timeout:.0f} s")
@@ -257,7 +299,7 @@ class Recorder:
     async def close_task(
         self, channel: Channel, failure: BaseException | None, deadline: float | None = None
     ) -> None:
-        """Drain, publish and let go of one task; shielded, and over by `deadline`.
+        """Drain, publish and let go of one task, by `deadline`; to be called through `insist`.
 
         Raises
         ------
@@ -271,13 +313,12 @@ class Recorder:
         self._queue.fail_waiters(channel.lane, closed)
         if deadline is None:
             deadline = anyio.current_time() + self.close_timeout
-        with anyio.CancelScope(shield=True):
-            try:
-                await self._drain(channel, failure, deadline)
-                await self._publication.finish(channel, deadline - anyio.current_time())
-            finally:
-                self._finished.add(channel.statistics())
-                channel.lifecycle.advance(State.CLOSED)
+        try:
+            await self._drain(channel, failure, deadline)
+            await self._publication.finish(channel, deadline - anyio.current_time())
+        finally:
+            self._finished.add(channel.statistics())
+            channel.lifecycle.state = State.CLOSED
 
     async def _drain(
         self, channel: Channel, failure: BaseException | None, deadline: float
@@ -397,7 +438,7 @@ class _Prepared:
         if self._is_unwanted:
             self._let_go()
 
-    def take(self, is_wanted: bool) -> Opened | None:  # noqa: FBT001 - the one question there is
+    def take(self, *, is_wanted: bool) -> Opened | None:
         """Return the opened task; otherwise see that it is let go of, now or when it comes."""
         if is_wanted and self._opened is not None:
             return self._opened

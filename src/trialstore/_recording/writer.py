@@ -52,6 +52,7 @@ class Job:
     trials: int
     losses: tuple[Loss, ...] = ()
     entries: list[Entry] = field(default_factory=list)
+    nbytes: int = 0
     committed: bool = False
     error: Exception | None = None
     retry_at: float = 0.0
@@ -62,6 +63,7 @@ class Job:
             return
         try:
             if not self.entries:
+                self.nbytes = sum(item.nbytes for item in self.items)
                 notes = [encode(LossNote(self.losses))] if self.losses else []
                 self.entries = notes + (encode_batch(self.items) or [encode(SyncMark())])
             self.channel.journal.commit(self.entries, self.trials)
@@ -167,18 +169,27 @@ class Writer:
     # --- the task ---------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Run until `stop`, shielded: an experiment's cancellation must not lose its trials."""
+        """Run until `stop`; shielded: an experiment's cancellation must not lose its trials."""
         try:
             with self._scope:
                 while not self._stopping:
-                    await self._wait_for_work()
-                    jobs = self._gather()
-                    if jobs:
-                        await self._commit(jobs)
-                    await self._housekeep()
-                    await self._pause()
+                    try:
+                        await self._turn()
+                    except anyio.get_cancelled_exc_class():
+                        # asyncio's own cancellation passes a shield, as when a loop is torn down.
+                        # What was begun is found again in the next turn.
+                        if self._scope.cancel_called:
+                            raise
         finally:
             self.stopped.set()
+
+    async def _turn(self) -> None:
+        await self._wait_for_work()
+        jobs = self._gather()
+        if jobs:
+            await self._commit(jobs)
+        await self._housekeep()
+        await self._pause()
 
     async def _wait_for_work(self) -> None:
         if not self._has_work:
@@ -257,7 +268,7 @@ class Writer:
         if self._jobs.pop(channel, None) is None:
             return  # given up while the disk did not answer; its bytes were released then
         for level in (Level.WRITTEN, Level.DURABLE):
-            progress.reach(level, job.trials, job.size)
+            progress.reach(level, job.trials, job.nbytes)
         progress.durable_items += len(job.items)
         since = job.oldest_ns
         if since is not None:
@@ -306,7 +317,7 @@ class Writer:
                         failed.append(channel)
                         break
                     self._jobs.pop(channel, None)
-                    channel.progress.reach(Level.DURABLE, job.trials, job.size)
+                    channel.progress.reach(Level.DURABLE, job.trials, job.nbytes)
             return failed
         finally:
             self._committing.release()
