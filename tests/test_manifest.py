@@ -176,6 +176,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from([*members_of(FULL)]), JSON, max_size=3))
 def test_any_members_give_a_manifest_or_an_error_of_ours(changes: dict[str, Any]) -> None:
     """Whatever a stranger puts into it under a right checksum, nothing but our errors comes out."""

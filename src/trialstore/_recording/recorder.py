@@ -12,6 +12,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from trialstore._errors import StorageError, WriteFailed
 from trialstore._ondisk import disk as disk_port
@@ -131,9 +132,11 @@ class Recorder:
         """
         done = anyio.Event()
         failure: BaseException | None = None
+        has_begun = False
 
         async def body() -> None:
-            nonlocal failure
+            nonlocal failure, has_begun
+            has_begun = True
             try:
                 with anyio.CancelScope(shield=True):
                     await function()
@@ -152,7 +155,14 @@ class Recorder:
         with anyio.CancelScope(shield=True):
             while not done.is_set():
                 try:
-                    await done.wait()
+                    if interruption is None or has_begun:
+                        await done.wait()
+                    else:
+                        await anyio.lowlevel.checkpoint()
+                        if not has_begun:
+                            # The task was cancelled before its first step, and will have none.
+                            self.abandon("the event loop was shut down")
+                            break
                 except (anyio.get_cancelled_exc_class(), KeyboardInterrupt) as error:
                     interruption = error
         if failure is not None or interruption is not None:
