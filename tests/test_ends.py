@@ -518,9 +518,7 @@ async def test_a_forked_child_cannot_write_and_frees_the_lock(tmp_path: Path) ->
             await anyio.to_thread.run_sync(os.waitpid, pid, 0)
 
 
-def test_ctrl_c_twice(
-    tmp_path: Path, backend: str, script: Callable[..., Script]
-) -> None:
+def test_ctrl_c_twice(tmp_path: Path, backend: str, script: Callable[..., Script]) -> None:
     """An impatient second Ctrl-C, in the middle of closing, loses nothing and tells no untruth."""
     code = """
         import time
@@ -562,10 +560,8 @@ def test_ctrl_c_twice(
     assert (reader.status, len(reader.trials)) == ("interrupted", 55)
 
 
-def test_asyncios_own_time_out_while_closing(
-    tmp_path: Path, script: Callable[..., Script]
-) -> None:
-    """asyncio's cancellation passes anyio's shields; closing finishes all the same, and it is raised."""
+def test_asyncios_own_time_out_while_closing(tmp_path: Path, script: Callable[..., Script]) -> None:
+    """A cancellation of asyncio's own passes shields; closing finishes, then it is raised."""
     code = """
         import asyncio, time
         from trialstore._ondisk.disk import Disk, use

@@ -147,6 +147,13 @@ async def test_a_second_disk_takes_over(tmp_path: Path) -> None:
                 receipt = await task.write({"n": 1})
                 await receipt.durable()
                 assert list((tmp_path / "second").rglob("*.segment"))
+
+                def follow() -> None:
+                    reader = reader_of(tmp_path / "data")
+                    assert (reader.status, reader.trials["n"].tolist()) == ("recording", [0, 1])
+                    assert reader.losses == ()
+
+                await anyio.to_thread.run_sync(follow)
                 disk.write_error = None
 
     def look() -> None:

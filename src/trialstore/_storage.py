@@ -155,7 +155,11 @@ class Storage(StorageReader):
             self._finalizer.detach()
         if self._tasks is not None:
             # The writer has ended: this waits for nothing, and nothing can be wrapped in a group.
-            await self._tasks.__aexit__(None, None, None)
+            try:
+                await self._tasks.__aexit__(None, None, None)
+            except BaseExceptionGroup:
+                # Only a KeyboardInterrupt can have ended our tasks; it went through the loop.
+                interruption = interruption or KeyboardInterrupt()
         _raise_or_note(problems, error)
         if interruption is not None:
             raise interruption
@@ -537,9 +541,7 @@ class TaskWriter:
     async def _close(self, error: BaseException | None) -> None:
         self._finalizer.detach()
         if self._channel.lifecycle.is_open:
-            await self._recorder.insist(
-                lambda: self._recorder.close_task(self._channel, error)
-            )
+            await self._recorder.insist(lambda: self._recorder.close_task(self._channel, error))
 
 
 class TrialWriter:

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import math
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import numpy as np
@@ -21,7 +22,6 @@ from trialstore._ondisk.segment_file import Damage, SegmentFile, Whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -191,26 +191,38 @@ class Replay:
         """
         self._find_segments()
         new: list[JournalTrial] = []
-        for file in self._files.values():
-            try:
-                for event in file.poll():
-                    if isinstance(event, Damage):
-                        # What a segment has lost at its start, earlier ones may still have.
-                        first = event.first_seq or self.last_seq + 1
-                        self.damages.append(replace(event, first_seq=first))
-                    else:
-                        self._take(file, event, new)
-            except FormatError as error:
-                raise FormatError(f"{str(file.path)!r}: {error}") from error
-            statement = self._witness(file)
-            if statement is not None:
-                self.synced_to = max(self.synced_to, statement.seq)
+        polled: set[SegmentFile] = set()
+        while rest := [file for file in self._files.values() if file not in polled]:
+            folders = len(self._folders)
+            for file in rest:
+                polled.add(file)
+                self._follow(file, new)
+                if len(self._folders) > folders:
+                    # The first opening told of a second folder: its segments come in between.
+                    self._find_segments()
+                    break
         return [trial for trial in new if self.trials.get(trial.index) is trial]
+
+    def _follow(self, file: SegmentFile, new: list[JournalTrial]) -> None:
+        try:
+            for event in file.poll():
+                if isinstance(event, Damage):
+                    # What a segment has lost at its start, earlier ones may still have.
+                    first = event.first_seq or self.last_seq + 1
+                    self.damages.append(replace(event, first_seq=first))
+                else:
+                    self._take(file, event, new)
+        except FormatError as error:
+            raise FormatError(f"{str(file.path)!r}: {error}") from error
+        statement = self._witness(file)
+        if statement is not None:
+            self.synced_to = max(self.synced_to, statement.seq)
 
     def _find_segments(self) -> None:
         found: dict[tuple[int, int], Path] = {}
         for position, folder in enumerate(self._folders):
-            with contextlib.suppress(FileNotFoundError) if position else contextlib.nullcontext():
+            # A second folder may be on a disk that is not there today.
+            with contextlib.suppress(OSError) if position else contextlib.nullcontext():
                 for path in folder.iterdir():
                     if (number := layout.segment_number(path.name)) is not None:
                         found[number, position] = path
@@ -276,6 +288,9 @@ class Replay:
         if state.opening is not None:
             return
         state.opening = opening
+        fallback = opening.description.get("fallback")
+        if isinstance(fallback, str) and Path(fallback) not in self._folders:
+            self._folders += (Path(fallback),)
         # Whoever wrote to an older segment after this had lost the task without knowing it.
         for session, other in self._sessions.items():
             if session != file.session:

@@ -233,6 +233,7 @@ def _begin(
             described, status="recording", sessions=[*described.sessions, session], traceback=None
         )
         place.disk.write_file(folder / layout.MANIFEST, described.encode())
+        fallback = place.fallback(described.task)
         description = {
             "subject": place.subject,
             "task": described.task,
@@ -241,13 +242,14 @@ def _begin(
             "environment": described.environment,
             "metadata": described.metadata,
             "arrays": {name: info.to_json() for name, info in arrays.items()},
+            "fallback": None if fallback is None else str(fallback.absolute()),
         }
         opening = Opening(session, steps.last_seq, steps.trials, description)
         journal = JournalWriter(
             place.disk,
             journal_folder,
             opening,
-            fallback=place.fallback(described.task),
+            fallback=fallback,
             previous=steps.last_crc,
         )
         place.disk.remove(journal_folder / layout.ANSWER)

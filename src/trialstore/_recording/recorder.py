@@ -28,12 +28,14 @@ from trialstore._recording.worker import Worker
 from trialstore._recording.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
     from pathlib import Path
 
     from trialstore._recording.channel import OnFull
     from trialstore._recording.opening import Opened, Place
     from trialstore._recording.publisher import Publisher
+
+    Spawn = Callable[[Callable[[], Coroutine[Any, Any, None]]], object]
 
 T = TypeVar("T")
 
@@ -117,7 +119,7 @@ class Recorder:
             self.lifecycle.advance(State.CLOSED)
             raise
 
-    def start(self, spawn: Callable[[Callable[[], Awaitable[None]]], object]) -> None:
+    def start(self, spawn: Spawn) -> None:
         """Begin to record; `spawn` starts a task that lives as long as the Storage."""
         self.lifecycle.advance(State.OPEN)
         _living.add(self)
@@ -170,6 +172,8 @@ class Recorder:
 
     async def close(self, failure: BaseException | None) -> list[StorageError]:
         """Close every open task, then everything else; return what went wrong."""
+        if self.lifecycle.state is State.CLOSED:
+            return []  # abandoned when the loop was torn down
         self.lifecycle.advance(State.CLOSING)
         deadline = anyio.current_time() + self.close_timeout
         problems = []
@@ -178,6 +182,8 @@ class Recorder:
                 await self.close_task(channel, failure, deadline)
             except StorageError as error:
                 problems.append(error)
+        if self.lifecycle.state is not State.CLOSING:
+            return problems
         self.writer.stop()
         with anyio.move_on_after(_PATIENCE):
             await self.writer.stopped.wait()
@@ -317,6 +323,8 @@ class Recorder:
             If trials could not be made durable in time; they are named.
         PublishFailed
             If the publisher could not publish; the journal is whole.
+        StorageError
+            If the task is being closed already.
         """
         channel.lifecycle.advance(State.CLOSING)
         closed = StorageError(f"task {channel.task!r} was closed while this write waited for room")
@@ -326,6 +334,11 @@ class Recorder:
         try:
             await self._drain(channel, failure, deadline)
             await self._publication.finish(channel, deadline - anyio.current_time())
+        except StorageError:
+            if not self.writer.stopped.is_set():
+                raise
+            # The writer was ended from outside, by a second Ctrl-C: there will be no other.
+            self.abandon("the event loop was shut down")
         finally:
             self._finished.add(channel.statistics())
             channel.lifecycle.state = State.CLOSED
@@ -334,6 +347,8 @@ class Recorder:
         self, channel: Channel, failure: BaseException | None, deadline: float
     ) -> None:
         """Make everything durable and let go of journal and lock, or raise WriteFailed."""
+        if self.writer.stopped.is_set():
+            raise WriteFailed("the event loop was torn down")
         story = await self._story(failure, deadline)
         progress = channel.progress
         with anyio.CancelScope(deadline=deadline):

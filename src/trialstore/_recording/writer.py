@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import anyio.lowlevel
 
+from trialstore._errors import StorageError
 from trialstore._ondisk.entries import ChunkStamp, LossNote, SyncMark, encode
 from trialstore._recording.items import ChunkItem, TrialItem, encode_batch
 from trialstore._recording.progress import Level
@@ -182,6 +183,11 @@ class Writer:
                             raise
         finally:
             self.stopped.set()
+            if not self._stopping:
+                # A KeyboardInterrupt in our own code: nobody may wait for us any more.
+                for channel in self.channels:
+                    channel.progress.failure = StorageError("the event loop was torn down")
+                    channel.progress.wake()
 
     async def _turn(self) -> None:
         await self._wait_for_work()
