@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from trialstore import Loss
     from trialstore._ondisk.entries import Entry
-    from trialstore._ondisk.replay import JournalTrial
+    from trialstore._ondisk.samples import JournalTrial
 
     Row = tuple[tuple[str, str, str], ...]
 
@@ -125,8 +125,8 @@ def six_trials(folder: Path) -> Recording:
 
 def read_array(replay: Replay, trial: JournalTrial, name: str) -> NDArray[Any]:
     """Read and join one array of a trial; raises DamagedData."""
-    _, _, stack_axis = replay.layout_of(trial, name)
-    return chunks.join([chunk.data for chunk in replay.chunks(trial, name)], stack_axis)
+    _, _, stack_axis = trial.layout_of(name)
+    return chunks.join([chunk.data for chunk in trial.chunks(name)], stack_axis)
 
 
 class Found(NamedTuple):

@@ -33,6 +33,7 @@ from trialstore._ondisk.entries import (
 )
 from trialstore._ondisk.journal import FRAME_SIZE, HEADER_SIZE, Frame, FrameType
 from trialstore._ondisk.replay import Replay
+from trialstore._ondisk.samples import read_chunks
 from trialstore._ondisk.segments import JournalWriter
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def test_chunks_come_back_with_their_arrival_times(folder: Path) -> None:
     six_trials(folder).close()
     with Replay([folder]) as replay:
         replay.poll()
-        found = list(replay.chunks(replay.trials[4], "emg"))
+        found = list(replay.trials[4].chunks("emg"))
     assert [chunk.data.shape for chunk in found] == [(2, 3), (2, 1), (2, 2)]
     assert [tuple(chunk.stamp) for chunk in found] == [(3, 10, 20), (1, 11, 21), (2, 10, 20)]
 
@@ -145,7 +146,7 @@ def test_any_window_is_a_slice_of_the_whole(folder: Path, stack_axis: int) -> No
         replay.poll()
         for start in range(len(whole) + 2):
             for stop in range(start, len(whole) + 2):
-                part = replay.window(replay.trials[index], "x", start, stop)
+                part = replay.trials[index].window("x", start, stop)
                 np.testing.assert_array_equal(np.moveaxis(part, stack_axis, 0), whole[start:stop])
 
 
@@ -206,7 +207,7 @@ def test_chunks_of_a_trial_that_was_never_committed_are_kept_apart(folder: Path)
         replay.poll()
         ((session, trial), arrays), *rest = replay.uncommitted().items()
         assert (session, trial, list(arrays), rest) == (recording.session, 6, ["emg"], [])
-        (chunk,) = replay.loose_chunks(arrays["emg"], 6, "emg")
+        (chunk,) = read_chunks(arrays["emg"], 6, "emg")
         np.testing.assert_array_equal(chunk.data, samples)
         assert (replay.count, replay.losses()) == (6, [])
 
@@ -732,12 +733,12 @@ def read_all(replay: Replay) -> None:
     for trial in replay.trials.values():
         for name in trial.commit.arrays:
             with contextlib.suppress(DamagedData):
-                replay.window(trial, name, 0, 1)
+                trial.window(name, 0, 1)
             with contextlib.suppress(DamagedData):
                 read_array(replay, trial, name)
     for (_, number), arrays in replay.uncommitted().items():
         for name, refs in arrays.items():
-            list(replay.loose_chunks(refs, number, name))
+            list(read_chunks(refs, number, name))
     assert len(replay.losses(check_samples=True)) < 200_000
     assert replay.count >= 0
     _ = replay.end, replay.openings, replay.torn
@@ -867,9 +868,9 @@ def test_chunks_that_do_not_fit_one_another_are_no_array(folder: Path, frames: l
     with Replay([folder]) as replay:
         replay.poll()
         with pytest.raises(DamagedData, match="array 'x' of trial 0"):
-            replay.layout_of(replay.trials[0], "x")
+            replay.trials[0].layout_of("x")
         with pytest.raises(DamagedData, match="array 'x' of trial 0"):
-            replay.window(replay.trials[0], "x", 0, 1)
+            replay.trials[0].window("x", 0, 1)
 
 
 def test_a_trial_number_is_given_once(folder: Path) -> None:

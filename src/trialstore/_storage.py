@@ -164,21 +164,6 @@ class Storage(StorageReader):
         if interruption is not None:
             raise interruption
 
-    @property
-    def subject_id(self) -> str | None:
-        """The current subject; setting it checks the name and touches no disk.
-
-        Raises
-        ------
-        InvalidName
-            On setting, if the name cannot be a folder's name everywhere.
-        """
-        return self._subject_id
-
-    @subject_id.setter
-    def subject_id(self, value: str) -> None:
-        self._subject_id = check_name(value, "subject")
-
     def create_task(
         self,
         task_id: str,

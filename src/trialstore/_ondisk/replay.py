@@ -8,71 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
-
-import numpy as np
+from typing import TYPE_CHECKING, Final, Self
 
 from trialstore._errors import DamagedData, FormatError
-from trialstore._ondisk import chunks, entries, layout
+from trialstore._ondisk import entries, layout
 from trialstore._ondisk.losses import Loss
+from trialstore._ondisk.places import Places
+from trialstore._ondisk.samples import ChunkRef, JournalTrial
 from trialstore._ondisk.segment_file import Damage, SegmentFile, Whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
-    from trialstore._ondisk.entries import ChunkRun, ChunkStamp, CleanEnd, Opening, TrialCommit
+    from trialstore._ondisk.entries import CleanEnd, Opening, TrialCommit
     from trialstore._ondisk.witness import Witness
 
     Shape = tuple[int, ...]
 
-#: A file of a few bytes can claim any number of trials: so many that are missing are named one by
-#: one.
-_NAMED_SINGLY: Final = 100_000
 _INFINITY: Final = 2**64
-
-
-class ChunkRef(NamedTuple):
-    """Where the chunks of one frame are; small, because an hour at 1 kHz has a million of them."""
-
-    segment: SegmentFile
-    offset: int
-    first: int
-    chunks: int
-    nbytes: int
-
-
-class Chunk(NamedTuple):
-    """One chunk as it was handed over, and when."""
-
-    data: NDArray[Any]
-    stamp: ChunkStamp
-
-
-@dataclass(slots=True)
-class JournalTrial:
-    """A committed trial: its row, and where its chunks are."""
-
-    commit: TrialCommit
-    seq: int
-    session: bytes
-    arrays: dict[str, list[ChunkRef]]
-
-    @property
-    def index(self) -> int:
-        """Number of the trial within its task."""
-        return self.commit.trial
-
-    def whole_arrays(self) -> dict[str, bool]:
-        """For each array, whether a frame for every chunk is there (samples not yet checked)."""
-        return {
-            name: _are_all(_unrepeated(self.arrays.get(name, ())), count)
-            for name, (count, _) in self.commit.arrays.items()
-        }
 
 
 @dataclass(slots=True)
@@ -84,43 +39,6 @@ class _Session:
     end: CleanEnd | None = None
     losses: list[Loss] = field(default_factory=list)
     pending: dict[int, dict[str, list[ChunkRef]]] = field(default_factory=dict)
-
-
-class _Places:
-    """Where what is missing should have been: damage between the neighbours, or plain absence."""
-
-    def __init__(self, damages: Sequence[Damage], absence: Loss) -> None:
-        self._damages = damages
-        self._absence = absence
-        self._explained: set[int] = set()
-
-    def loss(self, trials: tuple[int, ...], what: str, after: int, before: int) -> Loss:
-        """Name a loss whose frames had numbers between `after` and `before`."""
-        touching = [
-            number
-            for number, damage in enumerate(self._damages)
-            if damage.last_seq > after and damage.first_seq < before
-        ]
-        self._explained.update(touching)
-        if not touching:
-            return replace(self._absence, trials=trials, what=what)
-        return _loss_by(self._damages[touching[0]], trials, what)
-
-    def lost(self, first: int, end: int, after: int, before: int) -> Iterator[Loss]:
-        """Name the trials ``[first, end)``, one by one as far as that makes sense."""
-        for index in range(first, min(end, first + _NAMED_SINGLY)):
-            yield self.loss((index,), "1 trial", after, before)
-        if (rest := first + _NAMED_SINGLY) < end:
-            yield self.loss((), f"{end - rest} trials from {rest} on", after, before)
-
-    def unexplained(self) -> list[Loss]:
-        """Name damage that no loss has pointed at."""
-        rest = [d for number, d in enumerate(self._damages) if number not in self._explained]
-        return [_loss_by(damage, (), "journal frames of no committed trial") for damage in rest]
-
-
-def _loss_by(damage: Damage, trials: tuple[int, ...], what: str) -> Loss:
-    return Loss(trials, what, damage.kind, damage.file, damage.byte_range, damage.evidence)
 
 
 class Replay:
@@ -361,7 +279,7 @@ class Replay:
     def uncommitted(self) -> dict[tuple[bytes, int], dict[str, list[ChunkRef]]]:
         """Chunks whose trial was never committed, by session and trial number."""
         return {
-            (session, trial): {name: _unrepeated(refs) for name, refs in arrays.items()}
+            (session, trial): {name: list(refs) for name, refs in arrays.items()}
             for session, state in self._sessions.items()
             for trial, arrays in state.pending.items()
         }
@@ -398,7 +316,7 @@ class Replay:
         """
         found = [loss for state in self._sessions.values() for loss in state.losses]
         found += self._superseded
-        places = _Places(self._acknowledged_damages(), self._absence())
+        places = Places(self._acknowledged_damages(), self._absence())
         expected, seq = self._base, 0
         trials = sorted(self.trials.values(), key=lambda trial: trial.index)
         for trial in trials:
@@ -425,159 +343,13 @@ class Replay:
 
     def _sample_loss(self, trial: JournalTrial, name: str) -> Loss | None:
         try:
-            for _ in self.chunks(trial, name):
+            for _ in trial.chunks(name):
                 pass
         except DamagedData as error:
             file = "" if error.path is None else error.path.name
             return Loss((trial.index,), f"array {name!r}", "damaged", file, None, str(error))
         return None
 
-    # --- samples ----------------------------------------------------------------------------------
-
-    def layout_of(
-        self, trial: JournalTrial, name: str
-    ) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-        """Shape, dtype and stack axis of one array of a trial, from descriptions alone.
-
-        Raises
-        ------
-        DamagedData
-            If chunks are missing or their descriptions damaged.
-        """
-        shapes: list[Shape] = []
-        kinds: set[tuple[np.dtype[Any], int]] = set()
-        for run, _ in self._runs(trial, name):
-            shapes += [run.layout.shape_of(stamp.length) for stamp in run.stamps]
-            kinds.add((run.layout.dtype, run.layout.stack_axis))
-        if not shapes:
-            raise DamagedData(*_unreadable(trial, name, "chunks are missing from the journal"))
-        dtype, stack_axis = kinds.pop()
-        odd = any(chunks.refusal_of_chunk(shapes[0], shape, stack_axis) for shape in shapes[1:])
-        if kinds or odd:
-            raise DamagedData(*_unreadable(trial, name, "its chunks do not fit one another"))
-        shape = chunks.joined_shape(shapes, stack_axis)
-        if math.prod(max(size, 1) for size in shape) * dtype.itemsize >= 2**63:
-            raise DamagedData(*_unreadable(trial, name, f"nothing can have the shape {shape}"))
-        return shape, dtype, stack_axis
-
-    def chunks(self, trial: JournalTrial, name: str) -> Iterator[Chunk]:
-        """Yield the chunks of one array of a trial, oldest first, each checked.
-
-        Raises
-        ------
-        DamagedData
-            Naming file and trial, if a chunk is missing or does not fit its checksum.
-        """
-        if not trial.whole_arrays().get(name, False):
-            raise DamagedData(*_unreadable(trial, name, "chunks are missing from the journal"))
-        yield from self._chunks(trial.arrays[name], trial.index, name)
-
-    def window(self, trial: JournalTrial, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Return samples ``[start, stop)`` of one array of a trial; other samples are not read.
-
-        Raises
-        ------
-        DamagedData
-            As `chunks`, for the chunks that the window touches.
-        """
-        shape, dtype, stack_axis = self.layout_of(trial, name)
-        if not shape:  # a scalar has no samples to choose from
-            return next(self.chunks(trial, name)).data
-        axis = chunks.samples_axis(len(shape), stack_axis)
-        start, stop = min(start, shape[axis]), min(stop, shape[axis])
-        count = trial.commit.arrays[name][0]
-        parts: list[NDArray[Any]] = []
-        at = 0
-        for run, ref in self._runs(trial, name):
-            lengths = [
-                chunks.length_in(run.layout.shape_of(stamp.length), count, stack_axis)
-                for stamp in run.stamps
-            ]
-            if at < stop and at + sum(lengths) > start:
-                for chunk, length in zip(
-                    self._chunks([ref], trial.index, name), lengths, strict=True
-                ):
-                    first, last = max(start - at, 0), min(stop - at, length)
-                    if first < last:
-                        whole = chunks.as_part(chunk.data, count, stack_axis)
-                        parts.append(whole[chunks.along(axis, first, last - first)])
-                    at += length
-            else:
-                at += sum(lengths)
-        if not parts:
-            return np.empty((*shape[:axis], 0, *shape[axis + 1 :]), dtype)
-        joined = np.concatenate([chunks.opaque(part) for part in parts], axis)
-        return chunks.restored(joined, dtype)
-
-    def loose_chunks(self, refs: Sequence[ChunkRef], trial: int, name: str) -> Iterator[Chunk]:
-        """Yield chunks of a trial that was never committed; raises DamagedData as `chunks` does."""
-        yield from self._chunks(refs, trial, name)
-
-    def run_of(self, ref: ChunkRef) -> ChunkRun:
-        """Describe the chunks of one frame; raises DamagedData if the description is damaged."""
-        return _run_at(ref)[0]
-
-    def _runs(self, trial: JournalTrial, name: str) -> Iterator[tuple[ChunkRun, ChunkRef]]:
-        if not trial.whole_arrays().get(name, False):
-            raise DamagedData(*_unreadable(trial, name, "chunks are missing from the journal"))
-        for ref in _unrepeated(trial.arrays[name]):
-            yield _run_at(ref)[0], ref
-
-    def _chunks(self, refs: Sequence[ChunkRef], trial: int, name: str) -> Iterator[Chunk]:
-        by_first: dict[int, list[ChunkRef]] = {}
-        for ref in refs:
-            by_first.setdefault(ref.first, []).append(ref)
-        for first in sorted(by_first):
-            run, body = _first_whole(by_first[first], trial, name)
-            at = 0
-            for stamp in run.stamps:
-                shape = run.layout.shape_of(stamp.length)
-                yield Chunk(np.ndarray(shape, run.layout.dtype, body, at), stamp)
-                at += run.layout.nbytes_of(stamp.length)
-
 
 def _span(file: SegmentFile) -> tuple[int, int]:
     return file.torn.offset, file.torn.end
-
-
-def _unrepeated(refs: Sequence[ChunkRef]) -> list[ChunkRef]:
-    """One reference for each run of chunks, in order: after a failed sync it may stand twice."""
-    return [ref for _, ref in sorted({ref.first: ref for ref in refs}.items())]
-
-
-def _are_all(refs: Sequence[ChunkRef], count: int) -> bool:
-    """Whether chunks ``[0, count)`` are there, each once."""
-    at = 0
-    for ref in refs:
-        if ref.first != at:
-            return False
-        at += ref.chunks
-    return at == count
-
-
-def _run_at(ref: ChunkRef) -> tuple[ChunkRun, Whole]:
-    whole = ref.segment.frame_at(ref.offset)
-    record = entries.decode(whole.frame.type, whole.meta)
-    if not isinstance(record, entries.ChunkRun) or record.nbytes > whole.frame.body_length:
-        raise DamagedData(f"{str(ref.segment.path)!r} changed under us", ref.segment.path)
-    return record, whole
-
-
-def _first_whole(refs: Sequence[ChunkRef], trial: int, name: str) -> tuple[ChunkRun, bytes]:
-    failure: DamagedData | None = None
-    for ref in refs:
-        try:
-            run, whole = _run_at(ref)
-            return run, ref.segment.body_of(whole.frame)
-        except DamagedData as error:
-            failure = error
-    message = f"array {name!r} of trial {trial}: {failure}"
-    raise DamagedData(message, failure.path if failure else None, (trial,)) from failure
-
-
-def _unreadable(
-    trial: JournalTrial, name: str, reason: str
-) -> tuple[str, Path | None, tuple[int, ...]]:
-    path = next((ref.segment.path for refs in trial.arrays.values() for ref in refs), None)
-    message = f"array {name!r} of trial {trial.index}: {reason}"
-    return message, path, (trial.index,)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from trialstore._ondisk.disk import Disk
     from trialstore._ondisk.entries import ChunkStamp
-    from trialstore._ondisk.replay import JournalTrial, Replay
+    from trialstore._ondisk.samples import JournalTrial
 
 #: Samples are moved in slabs of about this size, so that a trial of an hour needs no more memory.
 _SLAB_BYTES: Final = 32 * 2**20
@@ -85,7 +85,7 @@ class ArrayBuilder:
         target = layout.array_path(self.folder, self.name)
         return self.folder / layout.building_name(target.name, self.token)
 
-    def add(self, replay: Replay, trial: JournalTrial) -> None:
+    def add(self, trial: JournalTrial) -> None:
         """Write one trial's array.
 
         Raises
@@ -95,7 +95,7 @@ class ArrayBuilder:
         PublishFailed
             If the file cannot be written.
         """
-        shape, dtype, stack_axis = replay.layout_of(trial, self.name)
+        shape, dtype, stack_axis = trial.layout_of(self.name)
         axis = chunks.samples_axis(len(shape), stack_axis)
         block = chunks.block_length(shape, dtype, axis)
         crcs: list[int] = []
@@ -103,17 +103,15 @@ class ArrayBuilder:
         nbytes = chunks.nbytes(shape, dtype)
         if nbytes <= _SLAB_BYTES:
             # Everything is checked before anything is written: a damaged trial leaves no dataset.
-            found = list(replay.chunks(trial, self.name))
+            found = list(trial.chunks(self.name))
             stamps += [chunk.stamp for chunk in found]
             whole = chunks.join([chunk.data for chunk in found], stack_axis)
             crcs += [chunks.crc_of(part) for part in chunks.blocks(whole, axis, block)]
             pieces: Iterator[Any] = iter([(None, whole)])
         else:
-            for _ in replay.chunks(trial, self.name):
+            for _ in trial.chunks(self.name):
                 pass
-            pieces = self._long_pieces(
-                replay, trial, (shape, dtype, stack_axis), block, crcs, stamps
-            )
+            pieces = self._long_pieces(trial, (shape, dtype, stack_axis), block, crcs, stamps)
         writer = self._open()
         key = str(trial.index)
         writer.write(key, shape, dtype, pieces)
@@ -130,7 +128,6 @@ class ArrayBuilder:
 
     def _long_pieces(
         self,
-        replay: Replay,
         trial: JournalTrial,
         described: tuple[tuple[int, ...], np.dtype[Any], int],
         block: int,
@@ -143,7 +140,7 @@ class ArrayBuilder:
         length = max(block, _SLAB_BYTES // per_sample // block * block)
 
         def data() -> Iterator[NDArray[Any]]:
-            for chunk in replay.chunks(trial, self.name):
+            for chunk in trial.chunks(self.name):
                 stamps.append(chunk.stamp)
                 yield chunk.data
 

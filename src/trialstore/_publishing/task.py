@@ -28,6 +28,7 @@ from trialstore._ondisk.lock import acquire, holder
 from trialstore._ondisk.losses import Loss
 from trialstore._ondisk.manifest import ArrayRecord, Manifest
 from trialstore._ondisk.replay import Replay
+from trialstore._ondisk.samples import read_chunks, run_at
 from trialstore._ondisk.table import Table, check_columns, parse_timing, render_timing
 from trialstore._publishing.arrays import ArrayBuilder
 from trialstore._publishing.hdf5 import ArrayFileWriter
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trialstore._ondisk.lock import Lock
-    from trialstore._ondisk.replay import ChunkRef, JournalTrial
+    from trialstore._ondisk.samples import ChunkRef, JournalTrial
 
 #: Begins the token in the names of the files that a publisher builds, and of no others.
 _PUBLISHER: Final = "publisher-"
@@ -177,7 +178,7 @@ class TaskPublisher:
             record = declared.get(name) or ArrayRecord({}, 1)
             builder = self._arrays[name] = self._builder(name, replace(record, trials={}))
         try:
-            builder.add(self._replay, trial)
+            builder.add(trial)
         except DamagedData as error:
             file = "" if error.path is None else f"{layout.JOURNAL}/{error.path.name}"
             what = f"array {name!r}"
@@ -374,7 +375,7 @@ class TaskPublisher:
         if file.has(key):
             return
         try:
-            found = list(self._replay.loose_chunks(refs, trial, name))
+            found = list(read_chunks(refs, trial, name))
         except DamagedData as error:
             path = "" if error.path is None else f"{layout.JOURNAL}/{error.path.name}"
             what = f"chunks of {name!r} of the open trial"
@@ -386,7 +387,7 @@ class TaskPublisher:
         file.write_group("timing", key, stamps)
 
     def _stack_axis(self, refs: list[ChunkRef]) -> int:
-        return self._replay.run_of(refs[0]).layout.stack_axis
+        return run_at(refs[0])[0].layout.stack_axis
 
     def _remove_journal(self, lock: Lock) -> None:
         """Move the journal out of sight in one step, then delete it piece by piece.

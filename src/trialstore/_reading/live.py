@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trialstore._ondisk.losses import Loss
-    from trialstore._ondisk.replay import JournalTrial
+    from trialstore._ondisk.samples import JournalTrial
     from trialstore._reading.frame import Cells
 
 
@@ -161,7 +161,7 @@ class JournalSource:
         for trial in self._trials():
             if name in trial.commit.arrays:
                 with contextlib.suppress(DamagedData):  # reading it raises; `losses` names it
-                    shapes[trial.index], dtype, stack_axis = self._replay.layout_of(trial, name)
+                    shapes[trial.index], dtype, stack_axis = trial.layout_of(name)
                     dtypes.append(dtype)
         return summary(info, dtypes, shapes, stack_axis)
 
@@ -175,10 +175,10 @@ class JournalSource:
         if trial < self._base_trials and self._base is not None:
             return self._base.read(name, trial, window, verify=verify)
         found = self._replay.trials[trial]
-        shape, _, stack_axis = self._replay.layout_of(found, name)
+        shape, _, stack_axis = found.layout_of(name)
         if window is not None and shape:  # a scalar has no samples to choose from
-            return self._replay.window(found, name, *window)
-        pieces = [chunk.data for chunk in self._replay.chunks(found, name)]
+            return found.window(name, *window)
+        pieces = [chunk.data for chunk in found.chunks(name)]
         return chunks.join(pieces, stack_axis)
 
     def each(self, name: str, *, verify: bool) -> Iterator[NDArray[Any] | None]:
