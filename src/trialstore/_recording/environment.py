@@ -11,12 +11,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
+from trialstore._ondisk.mounts import file_system_of, is_network
+
 _PACKAGES: Final = ("trialstore", "numpy", "pandas", "h5py", "anyio", "axopy")
 _HASH_LENGTHS: Final = (40, 64)
 
 
-def describe() -> dict[str, Any]:
+def describe(folder: Path) -> dict[str, Any]:
     """Return host, platform, versions, and the git commit of the experiment's folder."""
+    kind = file_system_of(folder)
     versions = {}
     for name in _PACKAGES:
         try:
@@ -32,6 +35,7 @@ def describe() -> dict[str, Any]:
         "script": script.name,
         "git_commit": git_commit(script.parent),
         "pid": os.getpid(),
+        "file_system": {"type": kind, "network": is_network(kind)},
     }
 
 

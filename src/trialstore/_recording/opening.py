@@ -6,6 +6,7 @@ Blocking functions, each called once in the worker thread. What fails leaves not
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import uuid
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from trialstore._ondisk import layout, manifest, recovery
 from trialstore._ondisk.boot import boot_id
 from trialstore._ondisk.entries import Opening
 from trialstore._ondisk.lock import Lock, acquire, holder
+from trialstore._ondisk.mounts import file_system_of, is_network
 from trialstore._ondisk.segments import JournalWriter
 from trialstore._recording import environment
 from trialstore.design import ArrayInfo
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
     from trialstore._ondisk.disk import Disk
     from trialstore._ondisk.manifest import Manifest
+
+logger = logging.getLogger("trialstore")
 
 #: How long a resumed task may wait for the publisher of a killed recorder to finish.
 PUBLISHER_PATIENCE: Final = 20.0
@@ -93,6 +97,14 @@ def prepare_root(disk: Disk, root: Path) -> None:
         disk.remove(probe)
     except OSError as error:
         raise StorageError(f"root {str(root)!r} cannot be used for recording: {error}") from error
+    kind = file_system_of(root)
+    if is_network(kind):
+        logger.warning(
+            "root %r lies on a network file system (%s): what is called durable may be in the "
+            "server's memory only, and locks may not hold between computers",
+            str(root),
+            kind,
+        )
 
 
 def create(
@@ -147,7 +159,7 @@ def create(
         place.subject,
         name,
         start=environment.clocks(),
-        environment=environment.describe(),
+        environment=environment.describe(subject_folder),
         metadata=dict(metadata),
         arrays={
             array: manifest.ArrayRecord(info.to_json(), info.stack_axis)
