@@ -255,7 +255,9 @@ class TaskPublisher:
                     errno.ENOENT, "the journal was replaced", str(self._journal)
                 )
             self._finish_locked()
-            self._remove_journal(lock)
+            # Everything is published by now. Windows keeps a journal that a reader has open.
+            with contextlib.suppress(OSError):
+                self._remove_journal(lock)
         finally:
             lock.release()
 
