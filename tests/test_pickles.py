@@ -89,7 +89,6 @@ PLAIN: dict[str, Any] = {
     "unicode": np.array(["a", "bc"]),
     "bytes": np.array([b"a", b"bc"]),
     "dates": np.array(["2020", "NaT"], "M8[3ms]"),
-    "generic timedelta": np.array([1, 2], "m8"),
     "records": np.rec.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]),
     "float64": np.float64(1.5),
     "bool": np.True_,

@@ -346,7 +346,10 @@ def _numpy_times(column: Column) -> Any:
         return array
     if unit not in _COARSE_UNITS[array.dtype.kind]:
         return None
-    seconds = array.astype(f"{array.dtype.kind}8[s]")
+    try:
+        seconds = array.astype(f"{array.dtype.kind}8[s]")
+    except OverflowError:  # NumPy 2.5 says so; before, the comparison below did
+        return None
     return seconds if np.array_equal(seconds.astype(kind), array, equal_nan=True) else None
 
 
