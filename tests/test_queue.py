@@ -48,10 +48,12 @@ async def test_the_bound_holds_and_the_peak_is_kept() -> None:
     assert queue.has_room(100)
     queue.put(lane, item(), 60)
     assert not queue.has_room(41)
-    taken, size = lane.take()
+    taken, size = lane.batch()
     assert (taken, size, queue.used) == ([item()], 60, 60)
+    assert lane.batch() == (taken, size)  # until they are durable, items stay
+    lane.drop(1)
     queue.release(size)
-    assert (queue.used, queue.peak) == (0, 60)
+    assert (queue.used, queue.peak, lane.batch()) == (0, 60, ([], 0))
     with pytest.raises(QueueFull):
         queue.require_possible(101)
     assert "0 of 100" in repr(queue)

@@ -127,10 +127,12 @@ class Service:
                 publisher.finish()
             except TaskLocked:
                 owner = publisher.recorder
-                if time.monotonic() > end or owner not in (None, self._parent):
+                if owner not in (None, self._parent):
                     # Another recorder has resumed the task: its own publisher will publish it.
                     self._drop(folder)
                     return
+                if time.monotonic() > end:
+                    return  # our recorder has not let go of it yet; the end of the pipe comes
                 time.sleep(0.05)
                 continue
             except FileNotFoundError:

@@ -135,9 +135,10 @@ class Channel:
         now = (time.time_ns(), time.monotonic_ns())
         chunks, commit = intake.items_of(taken, index, self._open, now)
         put = self._queue.put_reserved if reserved else self._queue.put
-        put(self.lane, TrialItem(chunks, commit, taken.nbytes), taken.size)
+        # The number first: a KeyboardInterrupt right here must not let it be given twice.
         self.next_trial += 1
         self._open = intake.OpenTrial()
+        put(self.lane, TrialItem(chunks, commit, taken.nbytes), taken.size)
         self._remember(taken.attrs)
         for part in taken.parts:
             intake.let_go(part)
@@ -317,9 +318,9 @@ class Channel:
 
     def leave(self) -> None:
         """Give back everything this task still has in the queue."""
-        while self.lane.items:
-            _, size = self.lane.take()
-            self._queue.release(size)
+        size = sum(nbytes for _, nbytes in self.lane.items)
+        self.lane.items.clear()
+        self._queue.release(size)
         self._queue.remove_lane(self.lane)
 
     def statistics(self) -> Statistics:

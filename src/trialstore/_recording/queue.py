@@ -40,15 +40,25 @@ class Lane:
         self.items: deque[tuple[Item, int]] = deque()
         self.waiters: deque[_Waiter] = deque()
 
-    def take(self) -> tuple[list[Item], int]:
-        """Remove one batch and return it with its size; it still counts as queued."""
+    def batch(self) -> tuple[list[Item], int]:
+        """Return the items of the next batch with their size; they stay here until `drop`.
+
+        A KeyboardInterrupt may come between any two steps of ours: what is not durable is never
+        held by a local variable alone.
+        """
         taken: list[Item] = []
         size = 0
-        while self.items and (not taken or size + self.items[0][1] <= BATCH_BYTES):
-            item, nbytes = self.items.popleft()
+        for item, nbytes in self.items:
+            if taken and size + nbytes > BATCH_BYTES:
+                break
             taken.append(item)
             size += nbytes
         return taken, size
+
+    def drop(self, count: int) -> None:
+        """Forget the first `count` items: they are durable."""
+        for _ in range(min(count, len(self.items))):
+            self.items.popleft()
 
 
 class BoundedQueue:

@@ -159,9 +159,7 @@ class Writer:
 
     def drop(self, channel: Channel) -> None:
         """Give a task up: whatever of it is not durable leaves the queue."""
-        job = self._jobs.pop(channel, None)
-        if job is not None:
-            self._queue.release(job.size)
+        self._jobs.pop(channel, None)
         self._marked.pop(channel, None)
         if channel in self.channels:
             self.channels.remove(channel)
@@ -229,7 +227,7 @@ class Writer:
                 job = job or Job(channel, [], 0, channel.progress.trials[Level.DURABLE - 1])
                 self._jobs[channel] = job
                 jobs.append(job)
-            if channel.lane.items:
+            if job is not None and len(channel.lane.items) > len(job.items):
                 self.notify()
         # Whoever came first in this batch comes last in the next.
         self.channels.extend(self.channels[:1])
@@ -273,6 +271,7 @@ class Writer:
         channel, progress = job.channel, job.channel.progress
         if self._jobs.pop(channel, None) is None:
             return  # given up while the disk did not answer; its bytes were released then
+        channel.lane.drop(len(job.items))
         for level in (Level.WRITTEN, Level.DURABLE):
             progress.reach(level, job.trials, job.nbytes)
         progress.durable_items += len(job.items)
@@ -323,6 +322,7 @@ class Writer:
                         failed.append(channel)
                         break
                     self._jobs.pop(channel, None)
+                    channel.lane.drop(len(job.items))
                     channel.progress.reach(Level.DURABLE, job.trials, job.nbytes)
             return failed
         finally:
@@ -331,7 +331,7 @@ class Writer:
 
 def _next_job(channel: Channel) -> Job | None:
     """Take what a task has queued, as the next part of a batch."""
-    items, size = channel.lane.take()
+    items, size = channel.lane.batch()
     losses = channel.take_losses() if channel.refused else ()
     if not items and not losses:
         return None
