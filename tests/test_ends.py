@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import numpy as np
 import pytest
@@ -589,3 +590,23 @@ def test_asyncios_own_time_out_while_closing(tmp_path: Path, script: Callable[..
     assert (code_out, out.strip()) == (0, "time-out <TaskWriter 'reach': closed>"), err
     reader = settled(tmp_path / "data")
     assert (reader.status, len(reader.trials)) == ("complete", 50)
+
+
+@pytest.mark.anyio
+async def test_a_task_that_is_just_being_closed(tmp_path: Path) -> None:
+    """Leaving the Storage while another task of the experiment closes the writer waits for it."""
+    async with anyio.create_task_group() as tasks:
+        async with Storage(tmp_path / "data") as storage:
+            storage.subject_id = "p0"
+            task = await storage.create_task("reach")
+            for number in range(100):
+                task.write_nowait({"n": number})
+            tasks.start_soon(task.aclose)
+            await anyio.lowlevel.checkpoint()
+        assert "closed" in repr(task)
+
+    def look() -> None:
+        reader = reader_of(tmp_path / "data")
+        assert (reader.status, len(reader.trials)) == ("complete", 100)
+
+    await anyio.to_thread.run_sync(look)

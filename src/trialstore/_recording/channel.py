@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
+import anyio
 import anyio.lowlevel
 import numpy as np
 
@@ -80,6 +81,7 @@ class Channel:
         self.journal = journal
         self.lock = lock
         self.lifecycle: Lifecycle = Lifecycle(f"task {task!r}", State.OPEN)
+        self.closed = anyio.Event()
         self.progress: Progress = Progress(first)
         self.names: intake.ArrayNames = intake.ArrayNames(arrays)
         self.lane: Lane = queue.add_lane()

@@ -176,12 +176,14 @@ class Recorder:
             return []  # abandoned when the loop was torn down
         self.lifecycle.advance(State.CLOSING)
         deadline = anyio.current_time() + self.close_timeout
-        problems = []
+        problems: list[StorageError] = []
         for channel in list(self.channels):
             try:
                 await self.close_task(channel, failure, deadline)
             except StorageError as error:
                 problems.append(error)
+        if self.channels:
+            self.abandon("closing was interrupted")
         if self.lifecycle.state is not State.CLOSING:
             return problems
         self.writer.stop()
@@ -324,8 +326,12 @@ class Recorder:
         PublishFailed
             If the publisher could not publish; the journal is whole.
         StorageError
-            If the task is being closed already.
+            Handed to those who wait for room in this task's part of the queue.
         """
+        if not channel.lifecycle.is_open:  # another task of the experiment closes it, or did
+            with anyio.move_on_after(self.close_timeout):
+                await channel.closed.wait()
+            return
         channel.lifecycle.advance(State.CLOSING)
         closed = StorageError(f"task {channel.task!r} was closed while this write waited for room")
         self._queue.fail_waiters(channel.lane, closed)
@@ -342,6 +348,7 @@ class Recorder:
         finally:
             self._finished.add(channel.statistics())
             channel.lifecycle.state = State.CLOSED
+            channel.closed.set()
 
     async def _drain(
         self, channel: Channel, failure: BaseException | None, deadline: float
