@@ -172,8 +172,9 @@ class Recorder:
 
     async def close(self, failure: BaseException | None) -> list[StorageError]:
         """Close every open task, then everything else; return what went wrong."""
-        if self.lifecycle.state is State.CLOSED:
-            return []  # abandoned when the loop was torn down
+        if self.lifecycle.state is State.CLOSED:  # abandoned when the loop was torn down
+            self._end_threads()
+            return []
         self.lifecycle.advance(State.CLOSING)
         deadline = anyio.current_time() + self.close_timeout
         problems: list[StorageError] = []
@@ -185,18 +186,23 @@ class Recorder:
         if self.channels:
             self.abandon("closing was interrupted")
         if self.lifecycle.state is not State.CLOSING:
+            self._end_threads()
             return problems
         self.writer.stop()
         with anyio.move_on_after(_PATIENCE):
             await self.writer.stopped.wait()
             await self._publication.see_off()
-        self.writer.kill()
-        # The thread is idle now or hangs in a call; a hanging one is a daemon and is left behind.
-        self._worker.stop(0.5)
+        self._end_threads()
         self._publication.leave()
         self.lifecycle.advance(State.CLOSED)
         _living.discard(self)
         return problems
+
+    def _end_threads(self) -> None:
+        """End writer and thread whatever they wait for: an interruption may have eaten it."""
+        self.writer.kill()
+        # The thread is idle now or hangs in a call; a hanging one is a daemon and is left behind.
+        self._worker.stop(0.5)
 
     def abandon(self, reason: str) -> None:
         """Write down everything from this thread, for when no event loop will do it.
