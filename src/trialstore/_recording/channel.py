@@ -81,7 +81,7 @@ class Channel:
         self.journal = journal
         self.lock = lock
         self.lifecycle: Lifecycle = Lifecycle(f"task {task!r}", State.OPEN)
-        self.closed = anyio.Event()
+        self.closed: anyio.Event = anyio.Event()
         self.progress: Progress = Progress(first)
         self.names: intake.ArrayNames = intake.ArrayNames(arrays)
         self.lane: Lane = queue.add_lane()
