@@ -25,6 +25,7 @@ from trialstore._ondisk.segments import JournalWriter
 from trialstore._ondisk.values import encode_attrs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -51,13 +52,16 @@ class Recording:
         session: str | None = None,
         after: int = 0,
         trials: int = 0,
+        hold: Callable[[], bool] | None = None,
     ) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.fallbacks = [] if fallback is None else [fallback]
         opening = Opening(session or uuid.uuid4().hex, after, trials, {})
         self.session = bytes.fromhex(opening.session)
-        self.journal = JournalWriter(disk or Disk(), folder, opening, fallback=fallback)
+        self.journal = JournalWriter(
+            disk or Disk(), folder, opening, fallback=fallback, hold=hold
+        )
         self.journal.start()
         self.rows: dict[int, Row] = {}
         self.arrays: dict[tuple[int, str], NDArray[Any]] = {}
@@ -101,6 +105,12 @@ class Recording:
     def commit(self) -> None:
         """Make everything so far durable, or raise OSError."""
         self.journal.commit(self._entries, self._next)
+        self._entries = []
+        self.acknowledged = set(self.rows)
+
+    def salvage(self) -> None:
+        """Make everything so far durable on the other disk, or raise OSError."""
+        self.journal.salvage(self._entries)
         self._entries = []
         self.acknowledged = set(self.rows)
 

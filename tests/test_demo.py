@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from tests.conftest import wait_until
 from trialstore import StorageError, StorageReader, TaskReader
 from trialstore._cli import demo, ecg
+from trialstore._cli.app import app
 from trialstore._cli.comparison import differences
 from trialstore._cli.playback import ARRAY, Plan, Playback
 from trialstore._cli.report import Lateness
@@ -294,7 +295,7 @@ def test_bad_options_give_one_message(
     """An option that makes no sense is named, with the reason, before anything is recorded."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    result = CliRunner().invoke(demo.app, ["demo", *options])
+    result = CliRunner().invoke(app, ["demo", *options])
     assert result.exit_code == 2
     (message,) = [line for line in result.output.splitlines() if line.startswith("Error")]
     assert said in message

@@ -142,7 +142,7 @@ async def test_a_task_without_trials(tmp_path: Path) -> None:
 
 async def test_a_fast_recorder_is_left_alone_and_caught_up_with(tmp_path: Path) -> None:
     """Building waits while the journal grows fast, and is done soon after it does not any more."""
-    from trialstore._publishing.service import Service
+    from trialstore._publishing.service import LOAD_LIMIT, Service
 
     async with open_task(tmp_path / "data") as task:
         await task.write({"n": 1})
@@ -154,9 +154,13 @@ async def test_a_fast_recorder_is_left_alone_and_caught_up_with(tmp_path: Path) 
                 os.close(writing)
                 service = Service(pipe)
                 folder = tmp_path / "data/p0/reach"
-                first = service._is_loaded(folder, 10**6)
-                loaded = service._is_loaded(folder, 10**8)
-                return first, loaded, service._is_loaded(folder, 10**8)
+                first = service._growth_of(folder, 10**6)
+                loaded = service._growth_of(folder, 10**8)
+                return (
+                    first > LOAD_LIMIT,
+                    loaded > LOAD_LIMIT,
+                    service._growth_of(folder, 10**8) > LOAD_LIMIT,
+                )
 
         assert await anyio.to_thread.run_sync(decide) == (False, True, False)
 

@@ -366,7 +366,7 @@ async def test_names_that_differ_only_in_case_are_refused(tmp_path: Path) -> Non
     """On macOS and Windows they would be one folder or file."""
     async with open_task(tmp_path / "data") as task:
         await task.append("emg", np.zeros(3))
-        with pytest.raises(InvalidTrial, match="case"):
+        with pytest.raises(InvalidName, match="case"):
             await task.append("EMG", np.zeros(3))
         await task.write({"n": 1})
     async with Storage(tmp_path / "data") as storage:

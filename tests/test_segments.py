@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import warnings
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from trialstore._ondisk.disk import Disk
 from trialstore._ondisk.entries import Opening, PoisonNote, decode
 from trialstore._ondisk.replay import Replay
 from trialstore._ondisk.segment_file import SegmentFile, Whole
-from trialstore._ondisk.segments import JournalWriter
+from trialstore._ondisk.segments import RESERVE_BYTES, JournalWriter, TakenOver
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,8 +137,8 @@ def records_of(path: Path) -> list[Record]:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Return the names of the files in a folder."""
-    return sorted(path.name for path in folder.iterdir())
+    """Return the names of the files in a folder, but for the reserve."""
+    return sorted(path.name for path in folder.iterdir() if path.name != layout.RESERVE)
 
 
 # --- without faults ---------------------------------------------------------------------------
@@ -424,8 +425,8 @@ def test_a_closed_descriptor_is_noticed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["deleted", "renamed", "replaced"])
-def test_a_journal_taken_away_under_the_recorder_is_noticed(folder: Path, how: str) -> None:
-    """Nothing is acknowledged for a file that no reader will find: it is written anew."""
+def test_a_journal_taken_away_under_the_recorder_is_written_again(folder: Path, how: str) -> None:
+    """What only the recorder can still read is copied to a new file; nothing is lost."""
     recording = Recording(folder)
     record(recording, 1)
     path = folder / "000001.segment"
@@ -439,11 +440,59 @@ def test_a_journal_taken_away_under_the_recorder_is_noticed(folder: Path, how: s
     recording.trial(target="after")
     recording.commit()
     recording.close()
-    with Replay([folder]) as replay:
-        replay.poll()
-        assert 1 in replay.trials
-        missing = {index for loss in replay.losses() for index in loss.trials}
-    assert missing == ({0} if how != "replaced" else set())
+    assert check(recording).is_whole
+    assert (folder / "000003.segment").exists()
+
+
+def test_a_deleted_folder_is_made_again(folder: Path) -> None:
+    """`rm -r` under the recorder costs nothing that the recorder has open."""
+    recording = Recording(folder)
+    record(recording, 3)
+    shutil.rmtree(folder)
+    recording.trial(target="after")
+    recording.commit()
+    recording.close()
+    assert check(recording).is_whole
+
+
+def test_a_reserve_is_kept_while_recording_and_given_back(folder: Path) -> None:
+    """Room for the end of a recording is taken from the disk at its beginning."""
+    recording = Recording(folder)
+    assert (folder / layout.RESERVE).stat().st_blocks * 512 >= RESERVE_BYTES
+    recording.close()
+    assert not (folder / layout.RESERVE).exists()
+
+
+def test_a_task_that_another_took_over_is_not_written_any_more(folder: Path) -> None:
+    """Who lost the lock and finds another's segment gets an error instead of a receipt."""
+    recording = Recording(folder, hold=lambda: True)
+    record(recording, 1)
+    Recording(folder, after=1, trials=1).close()
+    recording.trial(target="late")
+    with pytest.raises(TakenOver):
+        recording.commit()
+    recording.close()
+
+
+def test_salvage_goes_to_the_other_disk_alone(folder: Path, tmp_path: Path) -> None:
+    """While the first disk hangs, nothing is asked of it."""
+
+    class Hanging(Disk):
+        hangs = False
+
+        def create(self, path: Path) -> int:
+            assert not self.hangs or folder not in path.parents
+            return super().create(path)
+
+    disk = Hanging()
+    recording = Recording(folder, disk=disk, fallback=tmp_path / "other")
+    record(recording, 2)
+    disk.hangs = True
+    recording.trial(target="late")
+    recording.salvage()
+    disk.hangs = False
+    recording.close()
+    assert check(recording).is_whole
 
 
 def test_a_task_folder_moved_away_is_waited_for(folder: Path) -> None:

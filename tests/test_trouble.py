@@ -115,7 +115,8 @@ async def test_a_disk_that_comes_back(tmp_path: Path) -> None:
                 disk.write_error = None
                 await receipts[-1].durable()
                 assert storage.statistics().trouble is None
-                assert len(told) == 1
+                assert len(told) == 2
+                assert "recording goes on in a new segment" in told[1].what
 
     def look() -> None:
         assert reader_of(tmp_path / "data").trials["n"].tolist() == list(range(5))

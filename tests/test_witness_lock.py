@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from trialstore import TaskLocked
 from trialstore._ondisk import witness
 from trialstore._ondisk.lock import Holder, Lock, acquire, holder
+from trialstore._ondisk.numbers import MOST
 from trialstore._ondisk.witness import SLOT_SIZE, Witness
 
 if TYPE_CHECKING:
@@ -31,14 +32,15 @@ FIRST = Witness(1, SESSION, BOOT, seq=2, offset=500, trials=1, chain=7, monotoni
 SECOND = replace(FIRST, count=2, seq=5, offset=900, trials=3)
 
 uint64 = st.integers(0, 2**64 - 1)
+number = st.integers(0, MOST)
 statements = st.builds(
     Witness,
     count=uint64,
     session=st.binary(min_size=16, max_size=16),
     boot=st.binary(min_size=16, max_size=16),
-    seq=uint64,
-    offset=uint64,
-    trials=uint64,
+    seq=number,
+    offset=st.integers(0, 2**63 - 1),
+    trials=number,
     chain=st.integers(0, 2**32 - 1),
     monotonic_ns=uint64,
 )

@@ -14,6 +14,7 @@ The road of a trial, and where to look:
  _ondisk/               bytes and files: journal, manifest, tables, names, the door to the disk
  _publishing/           the child: journal in, verified plain files out; the only writer of HDF5
  _reading/              StorageReader, TaskReader: ordinary synchronous calls, on any task
+ upkeep.py, _upkeep/    check, recover, prune: for data that is on disk already
  _errors.py             every exception, drawn as a tree
 ```
 

@@ -96,3 +96,20 @@ class UntrustedPickle(StorageError):
 
 class FormatError(StorageError, ValueError):
     """A file is not of trialstore's format, is cut short, or comes from a newer version."""
+
+
+def printable(text: str) -> str:
+    r"""Return a stranger's text as a message may hold it: a terminal obeys nothing in it.
+
+    Control characters, line ends and what turns the direction of writing become escapes, as `repr`
+    writes them.
+
+    Examples
+    --------
+    >>> printable("[31mred")
+    '\x1b[31mred'
+    """
+    if text.isprintable():
+        return text
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown)

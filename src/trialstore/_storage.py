@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import anyio
 import anyio.to_thread
 
-from trialstore._errors import InvalidTrial, StorageError
-from trialstore._ondisk import pickles
+from trialstore._errors import InvalidName, InvalidTrial, PublishFailed, StorageError
+from trialstore._ondisk import layout, pickles
 from trialstore._ondisk.archive import storage_to_zip
 from trialstore._ondisk.layout import PICKLE_SUFFIX, check_name, pickle_path, trash_path
 from trialstore._reading.storage import StorageReader
 from trialstore._recording import opening
+from trialstore._recording.intake import ArrayNames
 from trialstore._recording.recorder import Recorder, warn_unclosed
 from trialstore.design import ArrayInfo
 
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from trialstore._recording.channel import Channel
     from trialstore._recording.opening import Opened
     from trialstore._recording.receipt import Receipt
-    from trialstore._recording.statistics import Statistics, Trouble
+    from trialstore._recording.statistics import Statistics
+    from trialstore._recording.trouble import Trouble
 
     StrPath = str | os.PathLike[str]
 
@@ -200,9 +202,10 @@ class Storage(StorageReader):
         """
         name = check_name(task_id, "task")
         described = _plain_metadata(metadata or {})
-        declared = {
-            check_name(key, "array"): _info(key, info) for key, info in (arrays or {}).items()
-        }
+        names = ArrayNames({})
+        declared = {names.check(key): _info(key, info) for key, info in (arrays or {}).items()}
+        if len(declared) < len(arrays or {}):
+            raise InvalidName(f"two arrays have the same name in NFC: {list(arrays or {})!r:.200}")
         place = self._recorder.place(self._require_subject())
         overwrite = self.allow_overwrite
         return TaskOpening(
@@ -454,25 +457,31 @@ class TaskWriter:
         Raises
         ------
         InvalidName
-            If `name` cannot be a file name.
+            If `name` cannot be a file name, or differs from another pickle's in case only.
         InvalidTrial
             If the object cannot be pickled.
         StorageError
             If the task is closed or the disk refuses.
         """
         self._channel.lifecycle.require_open()
-        path = pickle_path(self.root, check_name(name, "pickle"))
+        checked = check_name(name, "pickle")
+        path = pickle_path(self.root, checked)
         data = pickles.dumps(obj)
         recorder = self._recorder
 
         def store() -> None:
             try:
+                known = layout.pickle_names_in(self.root)
+                layout.check_not_casefold_equal(checked, known, "pickle")
                 if path.exists():
                     stamp = f"{path.stat().st_mtime_ns}"
                     task = f"{path.parent.name}.{path.stem}{PICKLE_SUFFIX}"
                     old = trash_path(recorder.root.absolute(), path.parent.parent.name, task, stamp)
+                    layout.check_no_links(recorder.root.absolute().parent, old.parent)
                     recorder.disk.make_folders(old.parent)
-                    recorder.disk.replace(path, old)
+                    # Not a rename: killed in between, the task would be without its pickle.
+                    recorder.disk.link(path, old)
+                    recorder.disk.sync_folder(old.parent)
                 recorder.disk.write_file(path, data)
             except OSError as error:
                 raise StorageError(f"pickle {name!r} cannot be written: {error}") from error
@@ -506,7 +515,7 @@ class TaskWriter:
 
     def statistics(self) -> Statistics:
         """Return the figures of this task; queue and batches are the whole Storage's."""
-        return self._channel.statistics()
+        return self._recorder.with_state(self._channel.statistics())
 
     async def aclose(self) -> None:
         """Drain, publish and close; shielded from cancellation, and within `close_timeout`.
@@ -573,7 +582,13 @@ def _plain_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def _publish_here(folder: Path, options: dict[str, Any]) -> None:
     from trialstore._publishing.service import publish_once
 
-    publish_once(folder, options)
+    try:
+        publish_once(folder, options)
+    except OSError as error:
+        raise PublishFailed(
+            f"{str(folder)!r} was not published: {error}. The journal is whole and the task is "
+            "readable from it"
+        ) from error
 
 
 def _raise_or_note(problems: list[StorageError], error: BaseException | None) -> None:

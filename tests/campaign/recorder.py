@@ -1,8 +1,10 @@
 """The process that is killed: records the model and tells what was acknowledged.
 
 ``python -m tests.campaign.recorder ROOT [--resume] [--first N] ...`` writes lines to standard
-output, each with one system call, so that a kill leaves whole lines: ``S 12`` (trial 12 is about to
-be handed over), ``W 12`` (written), ``D 12`` (durable), ``P 13`` (the first 13 are published).
+output, each with one system call, so that a kill leaves whole lines: ``O 5`` (the task is open,
+trial 5 comes next), ``B 99`` (process 99 is the publisher), ``S 12`` (trial 12 is about to be handed
+over), ``W 12`` (written), ``D 12`` (durable), ``P 13`` (the first 13 are published), ``C 20`` (the
+task is closed with 20 trials).
 """
 
 from __future__ import annotations
@@ -30,22 +32,30 @@ def say(kind: str, number: int) -> None:
     os.write(1, f"{kind} {number}\n".encode())
 
 
-async def hand_over(task: TaskWriter, number: int) -> None:
-    """Record one trial, streamed or whole, and tell when it is durable if it is one to wait for."""
+async def hand_over(task: TaskWriter, number: int, epoch: int = 0) -> None:
+    """Record one trial, streamed or whole, and tell when it is durable if it is one to wait for.
+
+    Raises
+    ------
+    RuntimeError
+        If the task gives the trial another number: it knows of more trials than there are, or less.
+    """
     say("S", number)
-    arrays = arrays_of(number)
+    arrays = arrays_of(number, epoch)
     if number % 2:
         for name, chunks in arrays.items():
             for chunk in chunks:
                 await task.append(name, chunk)
-        receipt = await task.write(attrs_of(number))
+        receipt = await task.write(attrs_of(number, epoch))
     else:
-        trial = Trial(attrs=attrs_of(number))
+        trial = Trial(attrs=attrs_of(number, epoch))
         for name, chunks in arrays.items():
             trial.add_array(name)
             for chunk in chunks:
                 trial.arrays[name].stack(chunk)
         receipt = await task.write(trial)
+    if receipt.index != number:
+        raise RuntimeError(f"trial {number} was given the number {receipt.index}")
     if number % 7 == 0:
         await receipt.durable()
         say("D", number)
@@ -55,7 +65,10 @@ async def record(
     root: Path,
     *,
     resume: bool = False,
+    overwrite: bool = False,
+    repeat: bool = False,
     first: int = 0,
+    epoch: int = 0,
     count: int | None = None,
     publish_every: int = 0,
     pause: float = 0.0,
@@ -65,13 +78,15 @@ async def record(
     Everything is durable when it ends by itself; ``D`` is told for the last trial then.
     """
     numbers = itertools.count(first) if count is None else range(first, first + count)
-    async with Storage(root) as storage:
+    async with Storage(root, allow_overwrite=overwrite) as storage:
         storage.subject_id = SUBJECT
-        opening = storage.resume_task(TASK) if resume else storage.create_task(TASK)
+        opening = storage.resume_task(TASK) if resume else storage.create_task(TASK, repeat=repeat)
         async with opening as task:
             say("O", first)
+            if (publisher := storage._recorder.publisher.pid) is not None:
+                say("B", publisher)
             for number in numbers:
-                await hand_over(task, number)
+                await hand_over(task, number, epoch)
                 if publish_every and number % publish_every == publish_every - 1:
                     await task.publish()
                     say("P", number + 1)
@@ -89,6 +104,10 @@ def heard(lines: Iterable[bytes]) -> Promise:
             continue
         number = int(rest)
         match kind:
+            case b"O":
+                promise.is_open = True
+            case b"B":
+                promise.publisher = number
             case b"S":
                 promise.submitted = max(promise.submitted, number + 1)
             case b"W":

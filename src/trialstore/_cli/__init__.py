@@ -1,7 +1,12 @@
 """The ``trialstore`` command; built on the public interface only.
 
 ```
-demo.py        the command: options, the order of things, exit codes
+app.py         puts the commands together: one module for each
+check.py       is everything that was acknowledged still there?
+recover.py     publish what was cut off
+prune.py       delete what is superfluous
+terminal.py    what these share: safe text, progress, JSON, errors
+demo.py        the demo: options, the order of things, exit codes
 ecg.py         the recording that is played: a real electrocardiogram, cut into trials
 playback.py    plays it in real time through a Storage
 comparison.py  what was read back against what was played, bit by bit
@@ -30,6 +35,6 @@ def main() -> None:
             f"trialstore: the command needs {', '.join(missing)}: pip install 'trialstore[cli]'"
         )
     try:
-        importlib.import_module("trialstore._cli.demo").app()
+        importlib.import_module("trialstore._cli.app").app()
     except KeyboardInterrupt:  # before a command had begun
         sys.exit(INTERRUPTED)

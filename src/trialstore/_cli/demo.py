@@ -5,7 +5,6 @@ Exit codes: 0 all equal, 1 something differs or failed, 2 an option makes no sen
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import math
 import shutil
@@ -26,37 +25,12 @@ from trialstore._cli.playback import ARRAY, Plan, Playback, play
 
 _DEFAULT_ROOT: Final = Path("trialstore-demo")
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode=None,  # messages in one line each, which can be searched and copied
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
 
 class Backend(StrEnum):
     """Event loops that the demo can run on."""
 
     ASYNCIO = "asyncio"
     TRIO = "trio"
-
-
-def _show_version(is_asked: bool) -> None:  # noqa: FBT001 - typer's signature
-    if is_asked:
-        typer.echo(f"trialstore {importlib.metadata.version('trialstore')}")
-        raise typer.Exit
-
-
-@app.callback()
-def _trialstore(
-    *,
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
-    ] = False,
-) -> None:
-    """Record experiment trials without waiting for the disk, and without losing one."""
 
 
 def _positive(value: float) -> float:
@@ -71,7 +45,6 @@ def _installed(backend: Backend) -> Backend:
     return backend
 
 
-@app.command()
 def demo(
     *,
     seconds: Annotated[

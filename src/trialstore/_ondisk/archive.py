@@ -11,10 +11,11 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from trialstore._errors import StorageError
+from trialstore._errors import InvalidName, StorageError
 from trialstore._ondisk import disk, layout
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import IO
 
     StrPath = str | os.PathLike[str]
@@ -31,7 +32,8 @@ _LATEST: Final = 4_354_732_800  # 2107-12-30
 
 _FOLDER: Final = 0x10  # as MS-DOS has it
 
-_NOT_DATA: Final = frozenset((layout.LOCK, layout.PUBLISH_LOCK, layout.ANSWER))
+#: ``Icon\r`` is how macOS keeps a folder's picture; Windows could not unpack it.
+_NOT_DATA: Final = frozenset((layout.LOCK, layout.PUBLISH_LOCK, layout.ANSWER, "Icon\r"))
 
 
 def storage_to_zip(path: StrPath, outfile: StrPath | None = None) -> str:
@@ -57,7 +59,9 @@ def storage_to_zip(path: StrPath, outfile: StrPath | None = None) -> str:
     Raises
     ------
     StorageError
-        If the root is no folder, or something cannot be read or written.
+        If the root is no folder, or something cannot be read or written, or a file below the root
+        has a name that could not be unpacked everywhere and in its place (one with a backslash), or
+        that differs from another one in case only; the message names it.
 
     Notes
     -----
@@ -120,14 +124,18 @@ class _Archiver(NamedTuple):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             before = len(self.archive.filelist)
             folders = layout.list_folders(folder)
+            _check_names(folder, folders)
             for inner in folders:
                 self.add_folder(folder / inner, f"{name}/{inner}")
             self._add_file(folder / layout.MANIFEST, f"{name}/{layout.MANIFEST}")
-            for file in _files_in(folder):
+            files = _files_in(folder)
+            _check_names(folder, [*folders, *files])
+            for file in files:
                 self._add_file(folder / file, f"{name}/{file}")
-            for inner in layout.list_folders(folder):
-                if inner not in folders:  # a task that was begun or resumed meanwhile
-                    self.add_folder(folder / inner, f"{name}/{inner}")
+            late = [inner for inner in layout.list_folders(folder) if inner not in folders]
+            _check_names(folder, [*folders, *files, *late])
+            for inner in late:  # tasks that were begun or resumed meanwhile
+                self.add_folder(folder / inner, f"{name}/{inner}")
             if len(self.archive.filelist) == before:
                 self.archive.writestr(_described(f"{name}/", folder.stat()), b"")
 
@@ -146,6 +154,18 @@ class _Archiver(NamedTuple):
             large = status.st_size > _ZIP64_BYTES
             with self.archive.open(_described(name, status), "w", force_zip64=large) as entry:
                 _copy(file, entry, status.st_size)
+
+
+def _check_names(folder: Path, names: Sequence[str]) -> None:
+    """Refuse what would become another file, or none, where the archive is unpacked."""
+    for name in names:
+        if (reason := layout.refusal_of_component(name)) is not None:
+            raise InvalidName(f"{name!r:.300} in {str(folder)!r} {reason}; rename it")
+    if (twins := layout.twins(names)) is not None:
+        raise InvalidName(
+            f"{twins[0]!r} and {twins[1]!r} in {str(folder)!r} differ in case only, and macOS and "
+            "Windows would unpack one over the other; rename one"
+        )
 
 
 def _files_in(folder: Path) -> list[str]:

@@ -28,8 +28,9 @@ if sys.platform == "darwin":  # pragma: no cover - macOS only
 #: POSIX promises at least 16, Linux and macOS take 1024 (limits.h, IOV_MAX).
 _PIECES_PER_CALL: Final = 1024
 
+#: For reading as well: a journal that was deleted under its writer is read back through this.
 _CREATE: Final = (
-    os.O_WRONLY
+    os.O_RDWR
     | os.O_CREAT
     | os.O_EXCL
     | getattr(os, "O_CLOEXEC", 0)
@@ -47,6 +48,9 @@ _READ: Final = (
 _REPLACE_PATIENCE: Final = 2.0
 
 
+_COPY_BYTES: Final = 1 << 20
+
+
 class Identity(NamedTuple):
     """Which file this really is, whatever it is called by now."""
 
@@ -60,22 +64,44 @@ class Disk:
     Every method raises OSError as the operating system gave it.
     """
 
+    #: Whether a child process sees the same disk. Where it would not, tasks are published in this
+    #: process, at their end.
+    reaches_children: bool = True
+
     def make_folder(self, path: Path) -> bool:
-        """Create one folder and make its entry durable; return False if it was there."""
+        """Create one folder and make its entry durable; return False if it was there.
+
+        Whoever made a folder that was there may have been killed before its entry was durable, so
+        that is synced too. One whose entry cannot be synced is taken away again: found there later,
+        it would look like one that is safe.
+        """
+        is_new = self.add_folder(path)
+        try:
+            self.sync_folder(path.parent)
+        except OSError as error:
+            if is_new:
+                with contextlib.suppress(OSError):
+                    self.remove_folder(path)
+            elif isinstance(error, PermissionError):
+                return False  # a parent that we may not read is none that we have written to
+            raise
+        return is_new
+
+    def add_folder(self, path: Path) -> bool:
+        """Create one folder, its entry not yet durable; return False if it was there."""
         try:
             path.mkdir()
         except FileExistsError:
             if not path.is_dir():
                 raise
             return False
-        self.sync_folder(path.parent)
         return True
 
     def make_folders(self, path: Path) -> None:
         """Create a folder and its parents, each entry durable before the next is made."""
-        if not path.is_dir():
+        if not path.parent.is_dir():
             self.make_folders(path.parent)
-            self.make_folder(path)
+        self.make_folder(path)
 
     def create(self, path: Path) -> int:
         """Create a new file for writing; never opens one that exists, never follows a link."""
@@ -119,6 +145,27 @@ class Disk:
         os.lseek(fd, offset, os.SEEK_SET)  # pragma: no cover - Windows only
         os.write(fd, data)  # pragma: no cover - Windows only
 
+    def read_at(self, fd: int, length: int, offset: int) -> bytes:
+        """Read at most `length` bytes from `offset`; fewer only at the end of the file."""
+        if hasattr(os, "pread"):
+            return os.pread(fd, length, offset)
+        os.lseek(fd, offset, os.SEEK_SET)  # pragma: no cover - Windows only
+        return os.read(fd, length)  # pragma: no cover - Windows only
+
+    def allocate(self, path: Path, nbytes: int) -> None:
+        """Create a file that takes up `nbytes` of the disk's free space; its bytes say nothing."""
+        fd = self.create(path)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(fd, 0, nbytes)
+            else:  # pragma: no cover - macOS and Windows only
+                self.write(fd, [bytes(nbytes)])
+        except OSError:
+            self.remove(path)
+            raise
+        finally:
+            self.close(fd)
+
     def sync(self, fd: int) -> None:
         """Make the file's bytes durable; after an error nothing may be believed about them."""
         if sys.platform == "darwin":  # pragma: no cover - macOS only
@@ -147,6 +194,13 @@ class Disk:
 
     def replace(self, source: Path, target: Path) -> None:
         """Rename `source` over `target` and make it durable; nobody ever sees half of either."""
+        self.rename(source, target)
+        self.sync_folder(target.parent)
+        if source.parent != target.parent:
+            self.sync_folder(source.parent)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename `source` over `target`, not yet durably."""
         end = time.monotonic() + _REPLACE_PATIENCE
         while True:
             try:
@@ -156,9 +210,6 @@ class Disk:
                 if os.name != "nt" or time.monotonic() > end:
                     raise
                 time.sleep(0.05)  # pragma: no cover - Windows only
-        self.sync_folder(target.parent)
-        if source.parent != target.parent:
-            self.sync_folder(source.parent)
 
     def link(self, source: Path, target: Path) -> None:
         """Let `target` keep the present bytes of `source`, which is only ever replaced by rename.
@@ -183,6 +234,10 @@ class Disk:
         """Which file a descriptor really is: stray code may have closed it and opened another."""
         status = os.fstat(fd)
         return Identity(status.st_dev, status.st_ino)
+
+    def names_of(self, fd: int) -> int:
+        """How many names lead to an open file; 0 after it was deleted."""
+        return os.fstat(fd).st_nlink
 
     def identity_at(self, path: Path) -> Identity | None:
         """Which file stands at a path, or None."""
@@ -241,6 +296,24 @@ def read_file(path: Path, limit: int | None = None) -> bytes:
     """Read a whole regular file, at most `limit` bytes; links and devices are refused."""
     with open(open_reading(path), "rb") as file:
         return file.read() if limit is None else file.read(limit)
+
+
+def copy_file(port: Disk, source: Path, target: Path) -> None:
+    """Copy a regular file to a new one; what is a link or a device, or is there, is refused.
+
+    Not `shutil.copyfile`: it would either follow a link, or make one that HDF5 would then follow
+    and write to.
+
+    Raises
+    ------
+    OSError
+        As `open_reading` and `Disk.create`.
+    """
+    with (
+        open(open_reading(source), "rb") as reader,
+        open(port.create(target), "wb") as writer,
+    ):
+        shutil.copyfileobj(reader, writer, _COPY_BYTES)
 
 
 _current = Disk()

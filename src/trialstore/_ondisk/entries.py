@@ -17,6 +17,7 @@ from trialstore._ondisk.chunks import MAX_AXES, dtype_from_json, dtype_to_json
 from trialstore._ondisk.journal import FrameType
 from trialstore._ondisk.layout import is_valid_name
 from trialstore._ondisk.losses import Loss
+from trialstore._ondisk.numbers import MOST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -286,7 +287,7 @@ def _record(kind: FrameType, values: object) -> Record | None:
             "after": int(after),
             "trials": int(trials),
             "description": dict(description),
-        } if _are_counts(after, trials) and _is_description(description):
+        } if _are_numbers(after, trials) and _is_description(description):
             return Opening(session, after, trials, description)
         case FrameType.CHUNKS, dict():
             return _chunk_run(values)
@@ -305,13 +306,18 @@ def _record(kind: FrameType, values: object) -> Record | None:
             "unix_ns": int(unix_ns),
             "monotonic_ns": int(monotonic_ns),
             "statistics": dict(statistics),
-        } if _are_counts(trials, unix_ns, monotonic_ns):
+        } if _are_numbers(trials) and _are_counts(unix_ns, monotonic_ns):
             return CleanEnd(trials, status, traceback, unix_ns, monotonic_ns, statistics)
     return None
 
 
 def _are_counts(*values: object) -> bool:
     return all(type(value) is int and 0 <= value < _INT64 for value in values)
+
+
+def _are_numbers(*values: object) -> bool:
+    """Whether these may number frames or trials."""
+    return all(type(value) is int and 0 <= value <= MOST for value in values)
 
 
 def _is_description(values: dict[str, Any]) -> bool:
@@ -328,7 +334,7 @@ def _chunk_run(values: dict[str, Any]) -> ChunkRun | None:
             "shape": [*shape],
             "stack_axis": 0 | 1 | 2 as stack_axis,
             "chunks": [*chunks],
-        } if _is_name(array) and _are_counts(trial, first):
+        } if _is_name(array) and _are_numbers(trial) and _are_counts(first):
             pass
         case _:
             return None
@@ -362,7 +368,7 @@ def _trial_commit(values: dict[str, Any]) -> TrialCommit | None:
             "unix_ns": int(unix_ns),
             "monotonic_ns": int(monotonic_ns),
             "first_unix_ns": (int() | None) as first_unix_ns,
-        } if _are_counts(trial, unix_ns, monotonic_ns, first_unix_ns or 0):
+        } if _are_numbers(trial) and _are_counts(unix_ns, monotonic_ns, first_unix_ns or 0):
             pass
         case _:
             return None

@@ -96,10 +96,15 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Bytes that are no frame, with a valid frame behind them: damage, not a torn end."""
+    """Bytes that are no frame, with a valid frame behind them: damage, not a torn end.
+
+    `spoilt` is the frame before them, if that is not whole: they may have been part of it, or it
+    may reach over what is behind them.
+    """
 
     offset: int
     end: int
+    spoilt: Frame | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +201,13 @@ def parse_frame(data: Buffer, offset: int, salt: int) -> Frame | None:
 
 
 def scan(
-    read: Read, size: int, salt: int, start: int = HEADER_SIZE
+    read: Read,
+    size: int,
+    salt: int,
+    start: int = HEADER_SIZE,
+    accepts: Callable[[Frame], bool] = lambda _: True,
+    *,
+    is_growing: bool = False,
 ) -> Iterator[Frame | Gap | Tail]:
     """Yield what the bytes ``[start, size)`` of a segment hold, in order, and a `Tail` at last.
 
@@ -214,25 +225,49 @@ def scan(
         See `salt_of`.
     start : int, optional
         Offset of a frame, or of the last `Tail`.
+    accepts : callable, optional
+        Whether a whole header is that of a frame of this segment, asked when all frames before it
+        have been yielded. Bytes that it refuses are no frame.
+    is_growing : bool, optional
+        A frame at the end whose rest is not there yet is being written: nothing is looked for in
+        it.
     """
     offset = start
+    latest: Frame | None = None
+    # Frames that lie may send us back over the same bytes again and again: once is enough.
+    may_check = size
     while True:
-        frame = parse_frame(read(offset, FRAME_SIZE), offset, salt) if offset < size else None
+        frame = _frame_at(read, offset, salt, accepts) if offset < size else None
         if frame is not None and frame.end <= size:
             yield frame
-            offset = frame.end
+            offset, latest = frame.end, frame
             continue
-        if frame is None:
-            found = _next_frame(read, size, salt, offset)
+        spoilt: Frame | None = None
+        if latest is not None and offset < size and latest.payload_length <= may_check:
+            may_check -= latest.payload_length
+            spoilt = None if payload_is_whole(read, latest) else latest
+        if frame is None or not is_growing:
+            # Where bytes were lost, a frame's length leads over the frames behind it.
+            begin = offset if spoilt is None else spoilt.offset
+            found = _next_frame(read, size, salt, begin, accepts)
             if found is not None:
-                yield Gap(offset, found)
-                offset = found
+                yield Gap(min(offset, found), found, spoilt)
+                offset, latest = found, None
                 continue
         yield Tail(offset, size)
         return
 
 
-def _next_frame(read: Read, size: int, salt: int, offset: int) -> int | None:
+def _frame_at(
+    read: Read, offset: int, salt: int, accepts: Callable[[Frame], bool]
+) -> Frame | None:
+    frame = parse_frame(read(offset, FRAME_SIZE), offset, salt)
+    return frame if frame is not None and accepts(frame) else None
+
+
+def _next_frame(
+    read: Read, size: int, salt: int, offset: int, accepts: Callable[[Frame], bool]
+) -> int | None:
     """Offset of the next whole frame behind damage, in steps of the alignment."""
     offset += ALIGNMENT
     while offset + FRAME_SIZE <= size:
@@ -243,7 +278,7 @@ def _next_frame(read: Read, size: int, salt: int, offset: int) -> int | None:
         while at != -1:
             if at % ALIGNMENT == 0 and at + FRAME_SIZE <= len(block):
                 frame = parse_frame(block[at : at + FRAME_SIZE], offset + at, salt)
-                if frame is not None and frame.end <= size:
+                if frame is not None and frame.end <= size and accepts(frame):
                     return offset + at
             at = block.find(FRAME_MAGIC, at + 1)
         # Blocks overlap by one header, so that none is missed at a seam.
@@ -272,3 +307,8 @@ def body_is_whole(read: Read, frame: Frame) -> bool:
         crc = zlib.crc32(piece, crc)
         at += len(piece)
     return crc == frame.body_crc
+
+
+def payload_is_whole(read: Read, frame: Frame) -> bool:
+    """Say whether description and samples of a frame fit their checksums."""
+    return read_meta(read, frame) is not None and body_is_whole(read, frame)

@@ -6,7 +6,7 @@ one path component on Linux, macOS and Windows alike. The files of a task:
 ```
 task/
   trials.csv  timing.csv  NAME.hdf5  NAME.pkl  manifest.json  interrupted/
-  journal/    000001.segment  000001.witness  lock  publish.lock  base/
+  journal/    000001.segment  000001.witness  lock  publish.lock  reserve  base/
 ```
 
 Every file of a given name has an extension of its own, so no name can take the place of one of
@@ -15,8 +15,10 @@ ours. Entries that begin with a dot are being built and are never listed.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 import unicodedata
 from typing import TYPE_CHECKING, Final
 
@@ -36,6 +38,8 @@ INTERRUPTED: Final = "interrupted"
 LOCK: Final = "lock"
 PUBLISH_LOCK: Final = "publish.lock"
 WITNESS: Final = "witness"
+#: Inside the journal: room for a clean end on a full disk.
+RESERVE: Final = "reserve"
 #: Inside the journal: what the publisher answers to the recorder's last request.
 ANSWER: Final = "answer.json"
 
@@ -48,9 +52,12 @@ _BUILDING_SUFFIX: Final = ".building"
 #: ext4, APFS and NTFS.
 MAX_NAME_BYTES: Final = 128
 
+#: Of ext4, APFS (in UTF-8) and NTFS (in UTF-16, which is never longer).
+MAX_COMPONENT_BYTES: Final = 255
+
 #: No spelling of a legal name has more characters, and normalising takes quadratic time on hostile
 #: input.
-_MAX_CHARACTERS: Final = 3 * MAX_NAME_BYTES
+_MAX_CHARACTERS: Final = 3 * MAX_COMPONENT_BYTES
 
 _FORBIDDEN: Final = frozenset('/\\:*?"<>|')
 
@@ -99,7 +106,16 @@ def is_valid_name(name: object) -> bool:
     return True
 
 
-def _refusal(name: str) -> str | None:
+def refusal_of_component(name: str) -> str | None:
+    """Say why a name on disk is not one path component everywhere, or None if it is.
+
+    The rule of `check_name`, but for the length: files of ours have something around their name.
+    """
+    normal = unicodedata.normalize("NFC", name[:_MAX_CHARACTERS])
+    return _refusal(normal, MAX_COMPONENT_BYTES)
+
+
+def _refusal(name: str, max_bytes: int = MAX_NAME_BYTES) -> str | None:
     """Say which rule an NFC name breaks, or None."""
     if not name:
         return "is empty"
@@ -112,8 +128,8 @@ def _refusal(name: str) -> str | None:
     # Windows takes what is left of the first dot, without spaces, for the device.
     if name.partition(".")[0].rstrip().upper() in _DEVICES:
         return "is a device on Windows"
-    if len(name.encode()) > MAX_NAME_BYTES:
-        return f"is longer than {MAX_NAME_BYTES} bytes of UTF-8"
+    if len(name.encode()) > max_bytes:
+        return f"is longer than {max_bytes} bytes of UTF-8"
     return None
 
 
@@ -141,20 +157,32 @@ def check_not_casefold_equal(name: str, existing: Iterable[str], what: str) -> N
         If a different name in `existing` differs from `name` in case or normal form only.
     """
     name = unicodedata.normalize("NFC", name)
-    folded = _folded(name)
+    wanted = folded(name)
     for other in existing:
-        if _folded(other) == folded and unicodedata.normalize("NFC", other) != name:
+        if folded(other) == wanted and unicodedata.normalize("NFC", other) != name:
             raise InvalidName(
                 f"{what} name {name!r} differs from {other!r} in case only, and macOS and Windows"
                 " would mix them up; choose another"
             )
 
 
-def _folded(name: str) -> str:
-    """Canonical caseless form (Unicode 3.13, D145), without joiners, which HFS+ ignores."""
+def twins(names: Iterable[str]) -> tuple[str, str] | None:
+    """Return two names that some file systems would take for one, or None."""
+    known: dict[str, str] = {}
+    for name in names:
+        other = known.setdefault(folded(name), name)
+        if other != name:
+            return other, name
+    return None
+
+
+def folded(name: str) -> str:
+    """Return what names share that some file systems would take for one.
+
+    The canonical caseless form (Unicode 3.13, D145), without joiners, which HFS+ ignores.
+    """
     plain = "".join(character for character in name if character not in _JOINERS)
-    folded = unicodedata.normalize("NFD", plain).casefold()
-    return unicodedata.normalize("NFC", folded)
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", plain).casefold())
 
 
 def array_path(task: Path, name: str) -> Path:
@@ -175,11 +203,26 @@ def array_names_in(task: Path) -> list[str]:
     OSError
         If the folder cannot be listed.
     """
+    return _names_in(task, ARRAY_SUFFIX)
+
+
+def pickle_names_in(task: Path) -> list[str]:
+    """Names of the pickles of a task, as `array_names_in`.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be listed.
+    """
+    return _names_in(task, PICKLE_SUFFIX)
+
+
+def _names_in(task: Path, suffix: str) -> list[str]:
     with os.scandir(task) as entries:
         names = [
-            entry.name.removesuffix(ARRAY_SUFFIX)
+            entry.name.removesuffix(suffix)
             for entry in entries
-            if entry.name.endswith(ARRAY_SUFFIX) and entry.is_file(follow_symlinks=False)
+            if entry.name.endswith(suffix) and entry.is_file(follow_symlinks=False)
         ]
     return sorted(name for name in names if is_valid_name(name))
 
@@ -190,6 +233,29 @@ def published_files(task: Path) -> list[Path]:
     return [path for path in tables if path.exists()] + [
         array_path(task, name) for name in array_names_in(task)
     ]
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether there is a folder at a path; a link to one is none."""
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def check_no_links(root: Path, path: Path) -> None:
+    """Refuse a path below `root` that leads over a link: what we write might go anywhere.
+
+    The root itself is where the user wants it to be, and may be a link.
+
+    Raises
+    ------
+    OSError
+        ``ELOOP``, naming the link.
+    """
+    for part in (*reversed(path.relative_to(root).parents), path.relative_to(root)):
+        if part.parts and (root / part).is_symlink():
+            raise OSError(errno.ELOOP, "is a link, which is not followed", str(root / part))
 
 
 def list_folders(path: Path) -> list[str]:
@@ -206,6 +272,25 @@ def list_folders(path: Path) -> list[str]:
             for entry in entries
             if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
         )
+
+
+def spelled(parent: Path, name: str) -> Path:
+    """Path of a folder whose name is in NFC here, and may be in another normal form on disk.
+
+    macOS used to write names in NFD, and copies of such folders keep that.
+
+    Raises
+    ------
+    OSError
+        If `parent` cannot be listed.
+    """
+    path = parent / name
+    if name.isascii() or path.is_dir() or not parent.is_dir():
+        return path
+    for found in list_folders(parent):
+        if unicodedata.normalize("NFC", found) == name:
+            return parent / found
+    return path
 
 
 def trash_path(root: Path, subject: str, task: str, stamp: str) -> Path:
@@ -240,6 +325,11 @@ def segment_number(name: str) -> int | None:
 def witness_path(segment: Path) -> Path:
     """Path of the witness of a segment: ``000001.witness`` beside it."""
     return segment.with_suffix(f".{WITNESS}")
+
+
+def is_of_journal(name: str) -> bool:
+    """Tell whether a file is called as a segment or its witness."""
+    return segment_number(name.replace(f".{WITNESS}", SEGMENT_SUFFIX)) is not None
 
 
 def building_name(name: str, token: str) -> str:

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal
 
 from trialstore._errors import TaskLocked
-from trialstore._ondisk.disk import Identity
+from trialstore._ondisk.disk import Identity, open_reading, read_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,9 +32,15 @@ else:
 
 #: A reader that asks whether a task is being recorded holds the lock for microseconds.
 _PATIENCE: Final = 0.25
+#: Not to wait for the other end where somebody has put a pipe in the lock's place.
 _FLAGS: Final = (
-    getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_BINARY", 0)
+    | getattr(os, "O_NONBLOCK", 0)
 )
+#: More than any text of ours.
+_TEXT_BYTES: Final = 4096
 #: Windows locks bytes, and locked bytes cannot be read: so lock one far behind the text.
 _FAR: Final = 1 << 30
 
@@ -67,6 +73,11 @@ class Lock:
         """Whether this object still holds the lock, and the file at its path is the locked one."""
         return self._fd is not None and _same_file(self._fd, self.path)
 
+    def become(self, fresh: Lock) -> None:
+        """Go on with a lock that was taken again at the same path."""
+        self.release()
+        self._fd, fresh._fd = fresh._fd, None  # noqa: SLF001 - of our own class
+
     def release(self) -> None:
         """Give the lock back; the file stays, so that nobody locks a file that is just going."""
         if self._fd is not None:
@@ -85,7 +96,7 @@ def acquire(path: Path, role: Role, patience: float = _PATIENCE) -> Lock:
     """Take the lock at `path`, creating the file if need be.
 
     Guarantee: at most one living process on this machine holds the lock of the file that stands at
-    `path`.
+    `path`, and no file that has another name too is written to.
 
     Raises
     ------
@@ -103,8 +114,13 @@ def acquire(path: Path, role: Role, patience: float = _PATIENCE) -> Lock:
                 raise OSError(errno.EINVAL, "the lock is not a regular file", str(path))
             # A publisher may move the whole journal away between our open and our lock.
             if _try_lock(fd, exclusive=True) and _same_file(fd, path):
-                _sign(fd, role)
-                return Lock(path, fd)
+                if not _has_other_name(fd):
+                    _sign(fd, role)
+                    return Lock(path, fd)
+                # Signing would overwrite a file that somebody has linked here. As we have its lock,
+                # nobody else can believe to have the lock of this path while we take it away.
+                path.unlink()
+                end = time.monotonic() + max(patience, _PATIENCE)
         except BaseException:
             os.close(fd)
             raise
@@ -116,9 +132,9 @@ def acquire(path: Path, role: Role, patience: float = _PATIENCE) -> Lock:
 
 
 def holder(path: Path) -> Holder | None:
-    """Say who holds the lock at `path`, or None if nobody does. Writes nothing."""
+    """Say who holds the lock at `path`, or None if nobody does. Writes nothing, never waits."""
     try:
-        fd = os.open(path, os.O_RDONLY | _FLAGS)
+        fd = open_reading(path)
     except OSError:
         return None
     try:
@@ -152,6 +168,11 @@ def _same_file(fd: int, path: Path) -> bool:
     return Identity(here.st_dev, here.st_ino) == Identity(there.st_dev, there.st_ino)
 
 
+def _has_other_name(fd: int) -> bool:
+    # Windows refuses to take away a file that is open, and links need rights there.
+    return os.name != "nt" and os.fstat(fd).st_nlink > 1
+
+
 def _sign(fd: int, role: Role) -> None:
     text = json.dumps(
         {
@@ -168,15 +189,15 @@ def _sign(fd: int, role: Role) -> None:
 
 def _read_holder(path: Path) -> Holder | None:
     try:
-        with path.open("rb") as file:
-            match json.loads(file.read(4096)):
-                case {
-                    "host": str(host),
-                    "pid": int(pid),
-                    "since": str(since),
-                    "role": "recorder" | "publisher" as role,
-                } if since.isprintable():
-                    return Holder(host, pid, since, role)
-    except (OSError, ValueError):
+        found = json.loads(read_file(path, _TEXT_BYTES))
+    except (OSError, ValueError, RecursionError):
         return None
+    match found:
+        case {
+            "host": str(host),
+            "pid": int(pid),
+            "since": str(since),
+            "role": "recorder" | "publisher" as role,
+        } if since.isprintable():
+            return Holder(host, pid, since, role)
     return None

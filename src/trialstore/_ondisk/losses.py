@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from trialstore._errors import FormatError
+from trialstore._errors import FormatError, printable
 
 #: ``refused``: the queue was full and ``on_full="drop"``. ``damaged``: durable bytes that do not
 #: fit their checksum. ``missing``: durable frames that are not there any more. ``superseded``:
@@ -73,4 +73,5 @@ class Loss:
                 span = (first, end)
             case _:
                 raise FormatError(f"not the record of a loss: {value!r:.80}")
-        return cls(tuple(trials), what, kind, file, span, evidence)  # type: ignore[arg-type]
+        shown = map(printable, (what, file, evidence))  # they come to stand in messages
+        return cls(tuple(trials), next(shown), kind, next(shown), span, next(shown))  # type: ignore[arg-type]

@@ -230,6 +230,29 @@ def read(task: Path) -> Manifest | None:
     return decode(data, path)
 
 
+def read_described(folder: Path, described: Manifest, name: str) -> bytes:
+    """Return the bytes of a published file, checked against what the manifest says of it.
+
+    Raises
+    ------
+    DamagedData
+        If they are not as they were published, or cannot be read.
+    """
+    path = folder / name
+    try:
+        data = read_file(path)
+    except OSError as error:
+        raise DamagedData(f"{str(path)!r} cannot be read: {error}", path) from error
+    said = described.files.get(name)
+    if said is None or said["size"] != len(data) or said["crc32"] != zlib.crc32(data):
+        raise DamagedData(
+            f"{str(path)!r} is not as it was published: it was edited (perhaps saved by a "
+            "spreadsheet) or damaged; restore it from a copy, or read it with pandas",
+            path,
+        )
+    return data
+
+
 def _member(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
 

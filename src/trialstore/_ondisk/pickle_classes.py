@@ -36,6 +36,43 @@ def untrusted(what: str) -> UntrustedPickle:
     )
 
 
+# --- objects before they have their state ------------------------------------------------------
+
+
+class Unfinished:
+    """Stands for an object until its state comes.
+
+    Those of pandas that are written in C read memory that is not theirs when anything looks at them
+    before; this can be handed to whatever the pickle calls.
+    """
+
+    __slots__ = ("key", "make")
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+        self.key: int | None = None  # where the pickle remembers it
+
+
+def needs_state(kind: type) -> bool:
+    """Tell whether a class that may be made needs its state before anything else."""
+    return not kind.__name__.endswith("Dtype")  # a dtype of pandas may have none to be given
+
+
+def _nd_array_backed(kind: type, checksum: int, state: None) -> Unfinished:
+    return _without_state("pandas._libs.arrays", "NDArrayBacked", kind, checksum, state)
+
+
+def _interval_mixin(kind: type, checksum: int, state: None) -> Unfinished:
+    return _without_state("pandas._libs.interval", "IntervalMixin", kind, checksum, state)
+
+
+def _without_state(module: str, name: str, kind: type, checksum: int, state: None) -> Unfinished:
+    if state is not None:
+        raise TypeError("not the beginning of a pandas array")
+    make = _find(module, f"__pyx_unpickle_{name}")
+    return Unfinished(lambda: make(kind, checksum, None))
+
+
 # --- reconstructors that check ---------------------------------------------------------------
 
 #: NumPy's own, wherever this version keeps them.
@@ -47,19 +84,21 @@ _ALIGNED_STRUCT: Final = 0x80  # numpy/ndarraytypes.h, NPY_ALIGNED_STRUCT
 
 def _dtype(
     spec: str | type[np.record], _align: object = None, _copy: object = None
-) -> np.dtype[Any]:
-    """Make a dtype that is nobody else's; what it lacks comes with its state."""
+) -> Unfinished:
+    """Begin a dtype; what it lacks comes with its state."""
     if spec is not np.record and not isinstance(spec, str):
         raise TypeError("not the name of a dtype")
     dtype: np.dtype[Any] = np.dtype(spec)
     if dtype.kind not in "?biufcmMSUVO":
         raise TypeError("not a dtype of plain data")
-    return dtype
+    return Unfinished(lambda: dtype)
 
 
 def dtype_with_state(blank: np.dtype[Any], state: tuple[Any, ...]) -> np.dtype[Any]:
     """Make the dtype that ``blank.__setstate__(state)`` would be, by constructors that check."""
     # __setstate__ believes offsets, sizes and flags, and changes dtypes that arrays already use.
+    if not isinstance(state, tuple):
+        raise TypeError("not the state of a dtype")
     _, order, base, names, fields, itemsize, _, flags, *metadata = state
     if base is not None:
         item, shape = base
@@ -167,6 +206,24 @@ def check_codes(pairs: Iterable[tuple[Any, Any]]) -> None:
             raise ValueError("codes outside their categories")
 
 
+def _block_manager(blocks: tuple[Any, ...], axes: list[Any]) -> Any:
+    block, index = _find("pandas.core.internals.blocks", "Block"), _find("pandas", "Index")
+    if not all(isinstance(b, block) for b in blocks) or not all(isinstance(a, index) for a in axes):
+        raise TypeError("not the blocks and axes of a frame")
+    return _find("pandas.core.internals.managers", "BlockManager")(tuple(blocks), list(axes))
+
+
+def check_finished(target: Any) -> None:
+    """Refuse what pandas would look up unchecked."""
+    kind = type(target).__name__
+    if kind == "Categorical":
+        check_codes([(target.codes, target.categories)])
+    elif kind == "SingleBlockManager":
+        (block,), (axis,) = target.blocks, target.axes
+        if block.shape != (len(axis),):
+            raise ValueError("a series longer or shorter than its index")
+
+
 def _arrow_buffer(content: bytes | bytearray) -> Any:
     return _find("pyarrow", "py_buffer")(bytes(content))
 
@@ -204,9 +261,8 @@ _TABLE: Final = (
     (Use.NAME, "numpy", "ndarray record recarray bool bool_ str_ bytes_ datetime64 timedelta64"),
     (Use.NAME, "numpy", "int8 int16 int32 int64 uint8 uint16 uint32 uint64"),
     (Use.NAME, "numpy", "float16 float32 float64 complex64 complex128"),
-    (Use.CALL, "pandas._libs.arrays", "__pyx_unpickle_NDArrayBacked"),
     (Use.CALL, "pandas._libs.internals", "_unpickle_block"),
-    (Use.CALL, "pandas._libs.interval", "Interval __pyx_unpickle_IntervalMixin"),
+    (Use.CALL, "pandas._libs.interval", "Interval"),
     (Use.NAME, "pandas._libs.missing", "NA"),
     (Use.CALL, "pandas._libs.sparse", "BlockIndex IntIndex"),
     (Use.CALL, "pandas._libs.tslibs.offsets", "Day Hour Minute Second Milli Micro Nano Week"),
@@ -244,7 +300,6 @@ _TABLE: Final = (
     (Use.NAME, "pandas.core.indexes.range", "RangeIndex"),
     (Use.NAME, "pandas.core.indexes.timedeltas", "TimedeltaIndex"),
     (Use.CALL, "pandas.core.indexes.timedeltas", "_new_TimedeltaIndex"),
-    (Use.CALL, "pandas.core.internals.managers", "BlockManager"),
     (Use.MAKE, "pandas.core.internals.managers", "SingleBlockManager"),
     (Use.MAKE, "pandas.core.series", "Series"),
     (Use.CALL, "pyarrow.lib", "type_for_alias"),
@@ -274,9 +329,12 @@ _REPLACED: Final[dict[tuple[str, str], Any]] = {
     ("numpy._core.multiarray", "scalar"): _scalar,
     ("numpy.core.numeric", "_frombuffer"): _from_buffer,
     ("numpy._core.numeric", "_frombuffer"): _from_buffer,
+    ("pandas._libs.arrays", "__pyx_unpickle_NDArrayBacked"): _nd_array_backed,
+    ("pandas._libs.interval", "__pyx_unpickle_IntervalMixin"): _interval_mixin,
     ("pandas._libs.tslibs.nattype", "__nat_unpickle"): _not_a_time,
     ("pandas._libs.tslibs.nattype", "_nat_unpickle"): _not_a_time,
     ("pandas.core.indexes.base", "_new_Index"): _new_index,
+    ("pandas.core.internals.managers", "BlockManager"): _block_manager,
     ("pyarrow.lib", "_restore_array"): _arrow_array,
     ("pyarrow.lib", "py_buffer"): _arrow_buffer,
 }

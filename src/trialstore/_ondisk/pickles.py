@@ -8,6 +8,8 @@ objects, classes and functions. Therefore:
 * names are compared whole, so that nothing is reached through a dot;
 * what may be called, what may be made with ``__new__`` and what may only be named are three lists;
 * items are put into plain containers only, and state only into objects that the pickle has made;
+* nothing is made before its state is there, for pandas' own objects crash when they are looked at
+  half made;
 * reconstructors that would take a hostile argument (a dtype whose fields lie outside its items, an
   index with codes beyond its levels) are replaced by ones that check.
 
@@ -27,12 +29,14 @@ import numpy as np
 
 from trialstore._errors import DamagedData, InvalidTrial, StorageError
 from trialstore._ondisk.pickle_classes import (
+    Unfinished,
     Use,
     check_array_state,
-    check_codes,
+    check_finished,
     dtype_with_state,
     look_up,
     name_of,
+    needs_state,
     untrusted,
     zone,
 )
@@ -110,6 +114,21 @@ def loads(data: bytes, *, trusted: bool, path: Path) -> object:
 _OPCODES: Final[dict[int, Callable[[Any], None]]] = pickle._Unpickler.dispatch  # noqa: SLF001 - the one in Python
 
 
+class _Memo(dict[int, Any]):
+    """What the pickle has put aside; what has no state yet may be put aside, not used."""
+
+    def __setitem__(self, key: int, value: Any) -> None:
+        if isinstance(value, Unfinished):
+            value.key = key
+        super().__setitem__(key, value)
+
+    def __getitem__(self, key: int) -> Any:
+        found = super().__getitem__(key)
+        if isinstance(found, Unfinished):
+            raise untrusted("uses an object before it has its state")
+        return found
+
+
 class _PlainUnpickler(pickle._Unpickler):  # noqa: SLF001 - has no public name
     """Python's own unpickler with a lock on every opcode that names, calls or changes objects.
 
@@ -119,13 +138,21 @@ class _PlainUnpickler(pickle._Unpickler):  # noqa: SLF001 - has no public name
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(_OPCODES)
     stack: list[Any]
     metastack: list[list[Any]]
-    memo: dict[int, Any]
+    memo: _Memo
     read: Callable[[int], bytes]
     append: Callable[[Any], None]
 
     def __init__(self, stream: io.BytesIO) -> None:
         super().__init__(stream)
         self._uses = {id(zone): Use.CALL}  # named by nobody: it comes from a ``getattr``
+        self.memo = _Memo()
+        self._unfinished = 0
+
+    def load(self) -> Any:
+        loaded = super().load()
+        if self._unfinished:
+            raise untrusted("leaves objects without their state")
+        return loaded
 
     def find_class(self, module: str, name: str) -> Any:
         found, use = look_up(module, name)
@@ -144,32 +171,36 @@ class _PlainUnpickler(pickle._Unpickler):  # noqa: SLF001 - has no public name
             # A range of a trillion is a few bytes here and a full memory in whatever is made of it.
             raise untrusted(f"calls {name_of(function)} with a range")
         _OPCODES[pickle.REDUCE[0]](self)
+        self._unfinished += isinstance(self.stack[-1], Unfinished)
 
     def _make(self) -> None:
-        self._check(self.stack[-2], Use.MAKE)
-        _OPCODES[pickle.NEWOBJ[0]](self)
+        kind, arguments = self.stack[-2:]
+        self._check(kind, Use.MAKE)
+        if type(arguments) is not tuple or arguments:
+            raise untrusted(f"makes {name_of(kind)} of arguments")
+        if not needs_state(kind):
+            _OPCODES[pickle.NEWOBJ[0]](self)
+            return
+        self.stack[-2:] = [Unfinished(lambda: kind.__new__(kind))]
+        self._unfinished += 1
 
     def _build(self) -> None:
-        target, state = self.stack[-2:]
-        if isinstance(target, np.dtype):
-            self.stack.pop()
-            self._replace_last(target, dtype_with_state(target, state))
-            return
-        if isinstance(target, np.ndarray):
-            check_array_state(target, state)
+        blank, state = self.stack[-2:]
+        target = blank.make() if isinstance(blank, Unfinished) else blank
+        if isinstance(target, np.dtype) and target is not blank:
+            self.stack[-2:] = [dtype_with_state(target, state)]
         else:
-            self._check(type(target), Use.MAKE)
-        _OPCODES[pickle.BUILD[0]](self)
-        if type(target).__name__ == "Categorical":
-            check_codes([(target.codes, target.categories)])
-
-    def _replace_last(self, old: object, new: object) -> None:
-        """Put a finished dtype where the blank one was; others that use the blank keep it."""
-        self.stack[-1] = new
-        for key in reversed(self.memo):
-            if self.memo[key] is old:
-                self.memo[key] = new
-                return
+            if isinstance(target, np.ndarray):
+                check_array_state(target, state)
+            else:
+                self._check(type(target), Use.MAKE)
+            self.stack[-2] = target
+            _OPCODES[pickle.BUILD[0]](self)
+            check_finished(target)
+        if isinstance(blank, Unfinished):
+            self._unfinished -= 1
+            if blank.key is not None:
+                self.memo[blank.key] = self.stack[-1]
 
     def _set_item(self) -> None:
         self._check_container(self.stack[-3], dict)
@@ -218,6 +249,6 @@ class _PlainUnpickler(pickle._Unpickler):  # noqa: SLF001 - has no public name
     )
     for _opcode in (
         *(pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4),
-        *(pickle.PERSID, pickle.BINPERSID, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
+        *(pickle.DUP, pickle.PERSID, pickle.BINPERSID, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
     ):
         dispatch[_opcode[0]] = _refuse

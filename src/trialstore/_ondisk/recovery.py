@@ -10,7 +10,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trialstore._errors import DamagedData
 from trialstore._ondisk import layout, manifest
+from trialstore._ondisk.numbers import MOST
 from trialstore._ondisk.replay import Replay
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Plan:
     trials : int
         Number of the next trial.
     last_seq, last_crc : int
-        Number and CRC of the last whole frame.
+        Number and CRC of the last frame; the CRC is 0 if that frame is lost.
     segments : tuple of pathlib.Path
         To be synced: frames that survived a kill may not have reached the disk yet.
     torn : tuple of (pathlib.Path, int, int)
@@ -72,23 +74,31 @@ def plan(task: Path, extra: Sequence[Path] = ()) -> Plan:
     Raises
     ------
     FormatError, DamagedData
-        If the manifest or a segment cannot be understood.
+        If the manifest or a segment cannot be understood, or claims all numbers there are.
     """
     described = manifest.read(task)
     journal = task / layout.JOURNAL
     if described is not None and described.status != "recording":
         return Plan(described, published=True, trials=described.trials)
-    if not journal.is_dir():
+    if not layout.is_folder(journal):
         return Plan(described, published=False, trials=0)
     base = base_manifest(task)
     with Replay((journal, *extra), 0 if base is None else base.trials) as replay:
         replay.poll()
+        # Above everything that was durable, lost or not: no number of a frame is given twice.
+        last_seq = max(replay.last_seq, replay.synced_to)
+        if max(last_seq, replay.count) > MOST // 2:
+            raise DamagedData(
+                f"{str(journal)!r} claims {replay.count} trials in {last_seq} frames, and leaves no "
+                "numbers for more: nothing can be recorded behind it; move the folder away",
+                journal,
+            )
         return Plan(
             described,
             published=False,
             trials=replay.count,
-            last_seq=replay.last_seq,
-            last_crc=replay.last_crc,
+            last_seq=last_seq,
+            last_crc=replay.last_crc if last_seq == replay.last_seq else 0,
             segments=tuple(replay.segments),
             torn=tuple(replay.torn),
             losses=tuple(replay.losses()),

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from dataclasses import dataclass, field, replace
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from trialstore._errors import DamagedData, FormatError
-from trialstore._ondisk import entries, layout
+from trialstore._ondisk import entries, layout, witness
+from trialstore._ondisk.coverage import Coverage, Part, coverage
+from trialstore._ondisk.disk import read_file
 from trialstore._ondisk.losses import Loss
 from trialstore._ondisk.places import Places
-from trialstore._ondisk.samples import ChunkRef, JournalTrial
+from trialstore._ondisk.samples import ChunkRef, JournalTrial, read_chunks
 from trialstore._ondisk.segment_file import Damage, SegmentFile, Whole
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from trialstore._ondisk.entries import CleanEnd, Opening, TrialCommit
     from trialstore._ondisk.witness import Witness
@@ -28,6 +31,11 @@ if TYPE_CHECKING:
     Shape = tuple[int, ...]
 
 _INFINITY: Final = 2**64
+
+#: The smallest trial frame: a header of 56 bytes and a description of 80.
+_TRIAL_FRAME: Final = 136
+#: So many missing trials are believed without a byte that speaks for them: a day at one a second.
+_BELIEVED: Final = 100_000
 
 
 @dataclass(slots=True)
@@ -39,6 +47,10 @@ class _Session:
     end: CleanEnd | None = None
     losses: list[Loss] = field(default_factory=list)
     pending: dict[int, dict[str, list[ChunkRef]]] = field(default_factory=dict)
+
+    def has_room_for(self, trial: int, seq: int) -> bool:
+        """Whether frame `seq` can speak of this trial: each trial before it has had a frame."""
+        return self.opening is None or trial < self.opening.trials + seq
 
 
 class Replay:
@@ -62,7 +74,8 @@ class Replay:
         self._sessions: dict[bytes, _Session] = {}
         self._last_session = b""
         self.trials: dict[int, JournalTrial] = {}
-        self.damages: list[Damage] = []
+        self._refused: list[Damage] = []
+        self._orphans: dict[tuple[int, int], Witness] = {}
         self._superseded: list[Loss] = []
         self._void_after: dict[str, int] = {}
         self.synced_to = 0
@@ -116,45 +129,49 @@ class Replay:
                 polled.add(file)
                 self._follow(file, new)
                 if len(self._folders) > folders:
-                    # The first opening told of a second folder: its segments come in between.
+                    # The first opening told of a second folder: its segments come in between, and
+                    # what was written before them may have come since.
                     self._find_segments()
+                    polled.clear()
                     break
-        return [trial for trial in new if self.trials.get(trial.index) is trial]
+        self.synced_to = max(self.synced_to, *(said.seq for said in self._statements()), 0)
+        new = [trial for trial in new if self.trials.get(trial.index) is trial]
+        return sorted(new, key=lambda trial: trial.index)
 
     def _follow(self, file: SegmentFile, new: list[JournalTrial]) -> None:
         try:
-            for event in file.poll():
-                if isinstance(event, Damage):
-                    # What a segment has lost at its start, earlier ones may still have.
-                    first = event.first_seq or self.last_seq + 1
-                    self.damages.append(replace(event, first_seq=first))
-                else:
-                    self._take(file, event, new)
+            for whole in file.poll():
+                self._take(file, whole, new)
         except FormatError as error:
             raise FormatError(f"{str(file.path)!r}: {error}") from error
-        statement = self._witness(file)
-        if statement is not None:
-            self.synced_to = max(self.synced_to, statement.seq)
 
     def _find_segments(self) -> None:
         found: dict[tuple[int, int], Path] = {}
+        witnessed: dict[tuple[int, int], Path] = {}
         for position, folder in enumerate(self._folders):
             # A second folder may be on a disk that is not there today.
             with contextlib.suppress(OSError) if position else contextlib.nullcontext():
                 for path in folder.iterdir():
-                    if (number := layout.segment_number(path.name)) is not None:
-                        found[number, position] = path
+                    segment = path.with_suffix(layout.SEGMENT_SUFFIX)
+                    if (number := layout.segment_number(segment.name)) is not None:
+                        kind = found if path == segment else witnessed
+                        kind[number, position] = segment
         fresh = sorted(found.keys() - self._files.keys())
         for key in fresh:
             with contextlib.suppress(FileNotFoundError):
                 self._files[key] = SegmentFile(found[key])
         if fresh:
             self._files = dict(sorted(self._files.items()))
+        lonely = witnessed.keys() - found.keys() - self._files.keys()
+        self._orphans = {key: said for key in sorted(lonely) if (said := _orphan(witnessed[key]))}
+        if self._orphans:
+            self._folders[0].stat()  # raises if the journal was taken away while we looked
 
     def _take(self, file: SegmentFile, whole: Whole, new: list[JournalTrial]) -> None:
         frame, session = whole.frame, file.session
         self.synced_to = max(self.synced_to, frame.synced_to)
-        self.last_seq, self.last_crc = max(self.last_seq, frame.seq), frame.crc
+        if frame.seq > self.last_seq:
+            self.last_seq, self.last_crc = frame.seq, frame.crc
         if session not in self._sessions:
             self._sessions[session] = _Session()
             self._last_session = session
@@ -169,7 +186,7 @@ class Replay:
                 self._supersede(record.trial)
             return
         match record:
-            case entries.Opening():
+            case entries.Opening() if record.after < frame.seq:
                 self._open(file, state, record)
             case entries.ChunkRun() if record.nbytes <= frame.body_length:
                 ref = ChunkRef(file, frame.offset, record.first, len(record.stamps), record.nbytes)
@@ -183,18 +200,22 @@ class Replay:
                 known = self.trials.get(record.trial)
                 if record.trial < self._base or (known and known.session != session):
                     self._refuse(file, whole, f"trial {record.trial} was there before")
+                elif not state.has_room_for(record.trial, frame.seq):
+                    self._refuse(file, whole, f"there cannot be a trial {record.trial} yet")
                 else:
                     self._commit(state, record, frame.seq, session, new)
             case entries.LossNote(losses):
                 state.losses += losses
-            case entries.CleanEnd():
+            case entries.CleanEnd() if state.has_room_for(record.trials - 1, frame.seq):
                 state.end = record
                 self.synced_to = max(self.synced_to, frame.seq)
+            case entries.Opening() | entries.ChunkRun() | entries.CleanEnd():
+                self._refuse(file, whole, "a description claims more than there can be")
 
     def _refuse(self, file: SegmentFile, whole: Whole, reason: str) -> None:
         frame = whole.frame
         span = (frame.offset, frame.end)
-        self.damages.append(Damage(file.path.name, frame.seq, frame.seq, span, reason))
+        self._refused.append(Damage(file.path.name, frame.seq, frame.seq, span, reason))
 
     def _open(self, file: SegmentFile, state: _Session, opening: Opening) -> None:
         self.synced_to = max(self.synced_to, opening.after)
@@ -272,41 +293,79 @@ class Replay:
 
     @property
     def torn(self) -> list[tuple[Path, int, int]]:
-        """Bytes behind each segment's last whole frame: path, first byte, byte after the last."""
-        files = self._files.values()
-        return [(f.path, *_span(f)) for f in files if f.torn.end > f.torn.offset]
+        """Bytes at the end of segments that were never acknowledged: path, first byte, end.
+
+        Guarantee: of each segment, every byte is in its header, in a frame that was read, in
+        `damages`, in the byte range of a loss, or here, and nowhere twice.
+        """
+        cut = self._coverage().cut
+        tails = ((f.path, *f.tail) for (n, _), f in self._files.items() if n not in cut)
+        return [(path, start, end) for path, start, end in tails if start < end]
+
+    @property
+    def damages(self) -> list[Damage]:
+        """What is not whole before each segment's last whole frame, acknowledged or not."""
+        return self._refused + self._coverage().damages
+
+    @property
+    def room(self) -> int:
+        """How many missing trials are believed one by one; reading costs no more than its bytes.
+
+        A file of a few bytes can claim any number of trials. As many as the journal's bytes could
+        be, and some more, are named singly and get lines in the published table.
+        """
+        return _BELIEVED + sum(file.size_seen for file in self._files.values()) // _TRIAL_FRAME
 
     def uncommitted(self) -> dict[tuple[bytes, int], dict[str, list[ChunkRef]]]:
-        """Chunks whose trial was never committed, by session and trial number."""
+        """Chunks whose trial has no row here, by session and trial number.
+
+        That of a number from `count` on was never committed: it was cut off before anybody was
+        told of it. One below `count` has lost its row, which `losses` names.
+        """
         return {
             (session, trial): {name: list(refs) for name, refs in arrays.items()}
             for session, state in self._sessions.items()
             for trial, arrays in state.pending.items()
         }
 
+    def _coverage(self) -> Coverage:
+        parts = [
+            Part(number, file, None, self._limit(file.session))
+            for (number, _), file in self._files.items()
+        ]
+        for (number, _), said in self._orphans.items():
+            # A witness may have been copied, and a segment written again under another name.
+            mates = (file for file in self._files.values() if file.session == said.session)
+            if not any(said.seq in file.seen for file in mates):
+                parts.append(Part(number, None, said, self._limit(said.session)))
+        return coverage(sorted(parts, key=lambda part: part.number))
+
+    def _limit(self, session: bytes) -> int:
+        state = self._sessions.get(session)
+        return _INFINITY if state is None else state.limit
+
     def _promised(self) -> int:
         """How many trials must exist by what ends, openings and witnesses say."""
         counts = [opening.trials for opening in self.openings]
         counts += [state.end.trials for state in self._sessions.values() if state.end is not None]
-        statements = (self._witness(file) for file in self._files.values())
-        counts += [statement.trials for statement in statements if statement is not None]
+        counts += [said.trials for said in self._statements()]
         return max(counts, default=0)
 
-    def _witness(self, file: SegmentFile) -> Witness | None:
-        """What the witness says of a segment, unless it speaks of frames behind a takeover."""
-        statement, state = file.statement, self._sessions.get(file.session)
-        if statement is None or (state is not None and statement.seq > state.limit):
-            return None
-        return statement
+    def _statements(self) -> Iterator[Witness]:
+        """What the witnesses say, unless they speak of frames behind a takeover."""
+        said = [*(file.statement for file in self._files.values()), *self._orphans.values()]
+        for one in said:
+            if one is not None and one.seq <= self._limit(one.session):
+                yield one
 
     # --- what is missing --------------------------------------------------------------------------
 
     def losses(self, *, check_samples: bool = False) -> list[Loss]:
         """Everything durable that cannot be read, and everything that was refused.
 
-        Trials come one by one (the first 100 000 of them); damage that no committed trial suffers
-        from is named at the end, because a note of a loss or a chunk of the open trial may have
-        stood there.
+        Trials come one by one as far as there is `room`, others as one loss for each hole in the
+        numbers; damage that no committed trial suffers from is named at the end, because a note of
+        a loss or a chunk of the open trial may have stood there.
 
         Parameters
         ----------
@@ -315,26 +374,48 @@ class Replay:
             checked.
         """
         found = [loss for state in self._sessions.values() for loss in state.losses]
+        # The recorder itself could not write these, and left a note; it knows why.
+        noted = {trial for loss in found if loss.kind == "missing" for trial in loss.trials}
         found += self._superseded
-        places = Places(self._acknowledged_damages(), self._absence())
+        found += [_claim(file) for file in self._files.values() if file.claims_too_much]
+        places = Places(self._acknowledged_damages(), self._absence(), self.room)
         expected, seq = self._base, 0
         trials = sorted(self.trials.values(), key=lambda trial: trial.index)
         for trial in trials:
-            found += places.lost(expected, trial.index, seq, trial.seq)
+            lost = places.lost(expected, trial.index, seq, trial.seq)
+            found += (loss for loss in lost if not noted.intersection(loss.trials))
             for name, whole in trial.whole_arrays().items():
                 if not whole:
                     found.append(places.loss((trial.index,), f"array {name!r}", seq, trial.seq))
                 elif check_samples and (loss := self._sample_loss(trial, name)) is not None:
                     found.append(loss)
             expected, seq = trial.index + 1, trial.seq
-        found += places.lost(expected, self.count, seq, _INFINITY)
+        lost = places.lost(expected, self.count, seq, _INFINITY)
+        found += (loss for loss in lost if not noted.intersection(loss.trials))
+        found += self._uncommitted_losses() if check_samples else ()
         return found + places.unexplained()
 
+    def _uncommitted_losses(self) -> Iterator[Loss]:
+        """Name samples that are damaged, of chunks without a row."""
+        for (_, trial), arrays in self.uncommitted().items():
+            for name, refs in arrays.items():
+                try:
+                    for _ in read_chunks(refs, trial, name):
+                        pass
+                except DamagedData as error:
+                    file = "" if error.path is None else error.path.name
+                    what = f"chunks of {name!r} of the open trial"
+                    yield Loss((trial,), what, "damaged", file, None, str(error))
+
     def _acknowledged_damages(self) -> list[Damage]:
-        void = self._void_after
-        found = [d for d in self.damages if d.first_seq <= void.get(d.file, _INFINITY)]
-        found += [damage for file in self._files.values() if (damage := file.shortfall())]
-        return [d for d in found if d.first_seq <= min(d.last_seq, self.synced_to)]
+        found, void = self._coverage(), self._void_after
+        inside = [
+            damage
+            for damage in self._refused + found.damages
+            if damage.first_seq <= void.get(damage.file, _INFINITY)
+            and damage.first_seq <= min(damage.last_seq, self.synced_to)
+        ]
+        return inside + found.absences
 
     def _absence(self) -> Loss:
         """What is said of trials that are missing without a trace."""
@@ -351,5 +432,16 @@ class Replay:
         return None
 
 
-def _span(file: SegmentFile) -> tuple[int, int]:
-    return file.torn.offset, file.torn.end
+def _orphan(segment: Path) -> Witness | None:
+    """What the witness of a segment says that is really gone: a recorder makes the witness last."""
+    try:
+        said = witness.latest(read_file(layout.witness_path(segment), 2 * witness.SLOT_SIZE))
+        return None if os.path.lexists(segment) else said
+    except OSError:
+        return None
+
+
+def _claim(file: SegmentFile) -> Loss:
+    evidence = "the witness claims more trials or frames than there can be; it is not believed"
+    name = layout.witness_path(file.path).name
+    return Loss((), "what the witness should tell", "damaged", name, None, evidence)

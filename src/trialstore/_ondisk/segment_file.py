@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import threading
+from bisect import bisect_left, insort
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from trialstore._errors import DamagedData
-from trialstore._ondisk import journal, layout, witness
-from trialstore._ondisk.disk import open_reading, read_file
-from trialstore._ondisk.journal import HEADER_SIZE, Frame, Gap, Tail
+from trialstore._ondisk import disk, journal, layout, witness
+from trialstore._ondisk.journal import HEADER_SIZE, Frame, FrameType, Gap, Tail
+from trialstore._ondisk.numbers import MOST, Numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,20 +22,26 @@ if TYPE_CHECKING:
 #: A description longer than this is not ours: 100 000 attributes would be shorter.
 _META_LIMIT: Final = 1 << 28
 
+#: What a disk reads, or fails to read, as one.
+_SECTOR: Final = 512
+#: Beyond so many unreadable sectors a disk is not asked for every single one of the others: each
+#: question may take it seconds.
+_SECTORS_TRIED: Final = 4096
+_UNREADABLE: Final = "the disk cannot read it"
+
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Frames that should be there and are not whole.
+    """Frames that should be there and are not whole, or bytes that are no frame.
 
     Parameters
     ----------
     file : str
-        Name of the segment.
+        Name of the file.
     first_seq, last_seq : int
-        Numbers of the frames concerned; none if ``last_seq < first_seq``. ``first_seq`` is 0 where
-        the segment itself does not tell it.
-    byte_range : tuple of int
-        Where in the segment, first byte and byte after the last.
+        Numbers of the frames concerned; none if ``last_seq < first_seq``.
+    byte_range : tuple of int or None
+        Where in the file, first byte and byte after the last; None if the file is not there.
     evidence : str
         How it is known.
     kind : {'damaged', 'missing'}
@@ -44,7 +51,7 @@ class Damage:
     file: str
     first_seq: int
     last_seq: int
-    byte_range: tuple[int, int]
+    byte_range: tuple[int, int] | None
     evidence: str
     kind: LossKind = "damaged"
 
@@ -57,13 +64,38 @@ class Whole:
     meta: bytes
 
 
+class _Break(NamedTuple):
+    """Where one frame does not follow the one before it in the file."""
+
+    start: int
+    end: int
+    after: int
+    before: int
+
+
 class SegmentFile:
     """Follows one segment. Reads only; a descriptor stays open so that a rename does not matter.
+
+    Guarantee: every byte that was looked at belongs to the header, to a frame that was given out,
+    to one of `damages`, to what `shortfall` names, or to the torn end (`tail`).
 
     Parameters
     ----------
     path : pathlib.Path
         The segment.
+
+    Attributes
+    ----------
+    session : bytes
+        Uuid of the session that wrote it, as far as it is known.
+    seen : Numbers
+        Numbers of the frames whose header is whole.
+    size_seen : int
+        Bytes there were at the last poll.
+    statement : Witness or None
+        The newest thing that the witness says.
+    claims_too_much : bool
+        The witness says what cannot be.
 
     Raises
     ------
@@ -74,15 +106,21 @@ class SegmentFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.session = b""
-        self.last_seq: int | None = None
-        self.torn = Tail(0, 0)
+        self.seen = Numbers()
         self.statement: witness.Witness | None = None
+        self.claims_too_much = False
+        self._tail = Tail(0, 0)
+        self.size_seen = 0
         self._salt = 0
         self._offset = HEADER_SIZE
-        self._last_crc: int | None = None
+        self._opening_seq = 0
+        self._latest: Frame | None = None
         self._gap: Gap | None = None
-        self._fd = open_reading(path)
-        self._seeking = threading.Lock()
+        self._breaks: list[_Break] = []
+        self._spoilt: dict[int, Damage | None] = {}
+        self._unreadable: list[int] = []
+        self._disk = disk.current()
+        self._fd = disk.open_reading(path)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -93,22 +131,54 @@ class SegmentFile:
     def __del__(self) -> None:
         self.close()
 
+    # --- bytes ------------------------------------------------------------------------------------
+
     def read(self, offset: int, length: int) -> bytes:
-        """Read at most `length` bytes from `offset`.
+        """Read at most `length` bytes from `offset`; fewer only at the end of the file.
+
+        Sectors that the disk cannot read are zeros, which fit no checksum but that of zeros: they
+        cost the frames that they are part of.
 
         Raises
         ------
         DamagedData
-            If the disk cannot read them.
+            If the file cannot be read at all.
         """
-        try:
-            if hasattr(os, "pread"):
-                return os.pread(self._fd, length, offset)
-            with self._seeking:  # pragma: no cover - Windows only
-                os.lseek(self._fd, offset, os.SEEK_SET)
-                return os.read(self._fd, length)
-        except OSError as error:
-            raise DamagedData(f"{str(self.path)!r} cannot be read: {error}", self.path) from error
+        pieces: list[bytes] = []
+        end = offset + length
+        # Linux gives at most 2 GiB in one call, and fewer bytes in front of a bad sector.
+        while offset < end and (piece := self._read_piece(offset, end - offset)):
+            pieces.append(piece)
+            offset += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _read_piece(self, offset: int, length: int) -> bytes:
+        if not self._is_unreadable(offset, offset + length):
+            try:
+                return self._disk.read_at(self._fd, length, offset)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    reason = f"{str(self.path)!r} cannot be read: {error}"
+                    raise DamagedData(reason, self.path) from error
+        return self._read_around(offset, min(length, self.size() - offset))
+
+    def _read_around(self, offset: int, length: int) -> bytes:
+        """Read what can be read of bytes that cannot be read as one, half by half."""
+        if length <= 0:
+            return b""
+        first, end = offset // _SECTOR, -(-(offset + length) // _SECTOR)
+        if end - first == 1 or len(self._unreadable) >= _SECTORS_TRIED:
+            if not self._is_unreadable(offset, offset + 1):
+                insort(self._unreadable, first)
+            return bytes(length)
+        middle = (first + end) // 2 * _SECTOR
+        return self.read(offset, middle - offset) + self.read(middle, offset + length - middle)
+
+    def _is_unreadable(self, start: int, end: int) -> bool:
+        """Whether a sector among these bytes is known to be unreadable."""
+        bad = self._unreadable
+        place = bisect_left(bad, start // _SECTOR)
+        return place < len(bad) and bad[place] * _SECTOR < end
 
     @property
     def scanned(self) -> int:
@@ -127,23 +197,9 @@ class SegmentFile:
         """Bytes in the segment now."""
         return os.fstat(self._fd).st_size
 
-    def shortfall(self) -> Damage | None:
-        """What the last poll should have found whole, by the witness, and did not."""
-        statement, size = self.statement, self.torn.end
-        if statement is None:
-            if self.session or size <= HEADER_SIZE:
-                return None
-            # Frames are written only after the header was synced, so there was one.
-            return self._damage(0, 0, 0, size, "neither header nor witness tells the session")
-        if statement.seq <= (self.last_seq or 0):
-            return None
-        first = 0 if self.last_seq is None else self.last_seq + 1
-        evidence = f"the witness says that it was durable up to byte {statement.offset}"
-        kind: LossKind = "missing" if size < statement.offset else "damaged"
-        span = (min(self.torn.offset, size, statement.offset), statement.offset)
-        return Damage(self.path.name, first, statement.seq, span, evidence, kind)
+    # --- following --------------------------------------------------------------------------------
 
-    def poll(self) -> Iterator[Whole | Damage]:
+    def poll(self) -> Iterator[Whole]:
         """Yield what has been appended since the last poll.
 
         Raises
@@ -151,28 +207,36 @@ class SegmentFile:
         FormatError
             If the segment is of a newer version of the format.
         DamagedData
-            If the disk cannot read it.
+            If the file cannot be read at all.
         """
         # The witness first: whatever it says is then in the bytes that are looked at after it.
         said = self._said()
         size = self.size()
+        is_growing = 0 < self.size_seen < size
+        self.size_seen = size
         if not self.session and not self._identify(size, said):
             return
         self.statement = witness.newest(said, self.session) or self.statement
-        for event in journal.scan(self.read, size, self._salt, self._offset):
+        self.claims_too_much = witness.claims_too_much(said, self.session)
+        events = journal.scan(
+            self.read, size, self._salt, self._offset, self._is_news, is_growing=is_growing
+        )
+        for event in events:
             match event:
                 case Tail():
-                    self.torn = event
+                    self._tail = event
                     self._offset = event.offset
                 case Gap():
                     self._gap = event
+                    if event.spoilt is not None:
+                        self._spoilt.setdefault(event.spoilt.seq)
                 case Frame():
-                    yield from self._check(event)
+                    yield from self._take(event)
                     self._offset = event.end
 
     def _said(self) -> bytes:
         try:
-            return read_file(layout.witness_path(self.path), 2 * witness.SLOT_SIZE)
+            return disk.read_file(layout.witness_path(self.path), 2 * witness.SLOT_SIZE)
         except OSError:
             return b""
 
@@ -180,40 +244,119 @@ class SegmentFile:
         """Learn the session, and so the salt, from the header or else from the witness."""
         session = journal.parse_header(self.read(0, HEADER_SIZE)) or witness.owner(said)
         if session is None:
-            self.torn = Tail(0, size)
+            self._tail = Tail(0, size)
             return False
         self.session = session
         self._salt = journal.salt_of(session)
         return True
 
-    def _check(self, frame: Frame) -> Iterator[Whole | Damage]:
-        # Numbers only rise: what lies inside a damaged frame's samples cannot pass for a frame.
-        if self.last_seq is not None and frame.seq <= self.last_seq:
-            return
+    def _is_news(self, frame: Frame) -> bool:
+        """Whether a frame may be one of this segment's.
+
+        A whole frame's number is given once: what lies inside a frame's samples, or was copied by a
+        confused disk, cannot pass for a frame.
+        """
+        is_known = frame.seq in self.seen and frame.seq not in self._spoilt
+        return frame.synced_to < frame.seq <= MOST and not is_known
+
+    def _take(self, frame: Frame) -> Iterator[Whole]:
         gap, self._gap = self._gap, None
-        if self.last_seq is not None and frame.seq != self.last_seq + 1:
-            start = gap.offset if gap else frame.offset
-            yield self._damage(
-                self.last_seq + 1, frame.seq - 1, start, frame.offset, "frames missing"
-            )
-        elif gap is not None and self.last_seq is not None:
-            yield self._damage(frame.seq, frame.seq - 1, gap.offset, gap.end, "foreign bytes")
-        elif gap is not None:
-            yield self._damage(0, frame.seq - 1, gap.offset, gap.end, "first frames missing")
-        elif self._last_crc is not None and frame.previous != self._last_crc:
-            yield self._damage(frame.seq, frame.seq - 1, frame.offset, frame.offset, "chain broken")
-        self.last_seq, self._last_crc = frame.seq, frame.crc
+        after = 0 if self._latest is None else self._latest.seq
+        if gap is not None or (self._latest is not None and frame.seq != after + 1):
+            start, end = (frame.offset, frame.offset) if gap is None else (gap.offset, gap.end)
+            self._breaks.append(_Break(start, end, after, frame.seq))
+        self._latest = frame
+        if frame.seq in self.seen:
+            del self._spoilt[frame.seq]  # a second copy, perhaps the whole one
+        else:
+            self.seen.add(frame.seq)
+        if frame.type == FrameType.OPENING:
+            self._opening_seq = frame.seq
         whole = frame.meta_length <= _META_LIMIT
         meta = journal.read_meta(self.read, frame) if whole else None
         if meta is None:
-            yield self._damage(
-                frame.seq, frame.seq, frame.offset, frame.end, "a description does not fit its CRC"
-            )
+            evidence = "a description does not fit its CRC"
+            span = (frame.offset, frame.end)
+            self._spoilt[frame.seq] = self._damage(frame.seq, frame.seq, span, evidence)
         else:
             yield Whole(frame, meta)
 
-    def _damage(self, first: int, last: int, start: int, end: int, evidence: str) -> Damage:
-        return Damage(self.path.name, first, last, (start, end), evidence)
+    # --- what is not there ------------------------------------------------------------------------
+
+    @property
+    def begins_late(self) -> bool:
+        """Whether the opening, with which every segment begins, is not there."""
+        return self.seen.first > max(self._opening_seq, 1)
+
+    def damages(self, previous: int) -> list[Damage]:
+        """Everything before the last whole frame that is no whole frame.
+
+        Parameters
+        ----------
+        previous : int
+            Number of the last frame of the segments before this one.
+        """
+        breaks = {found.after: found for found in self._breaks}
+        found = []
+        holes = list(self.seen.holes())
+        if self.begins_late:
+            # At least the opening is gone; of what was before it, earlier segments may have all.
+            last = self.seen.first - 1
+            holes.insert(0, (min(previous + 1, last), last))
+            start = _Break(HEADER_SIZE, HEADER_SIZE, 0, self.seen.first)
+            breaks[holes[0][0] - 1] = breaks.pop(0, start)
+        name, end = self.path.name, self._tail.offset
+        for first, last in holes:
+            # Where sectors were mixed up, the frame before the hole may stand at the end.
+            place = breaks.pop(first - 1, _Break(end, end, first - 1, 0))
+            span = (place.start, place.end)
+            if place.start < place.end:
+                found.append(self._damage(first, last, span, "bytes that are no frame"))
+            else:
+                found.append(Damage(name, first, last, span, "frames are gone", "missing"))
+        for place in breaks.values():
+            if place.start < place.end:
+                span = (place.start, place.end)
+                found.append(self._damage(place.before, place.before - 1, span, "foreign bytes"))
+        return found + [damage for damage in self._spoilt.values() if damage is not None]
+
+    def shortfall(self, durable: int) -> Damage | None:
+        """What the last poll should have found whole at the end, by the witness, and did not.
+
+        Parameters
+        ----------
+        durable : int
+            Later segments tell that this one was durable no further than to this frame: a witness
+            that says more is not its own.
+        """
+        said, size = self.statement, self._tail.end
+        if said is None:
+            if self.session or size <= HEADER_SIZE:
+                return None
+            # Frames are written only after the header was synced, so there was one.
+            return self._damage(1, MOST, (0, size), "neither header nor witness tells the session")
+        last = min(said.seq, durable)
+        if last <= self.seen.last:
+            return None
+        evidence = f"the witness says that it was durable up to byte {said.offset}"
+        span = (min(self._tail.offset, size, said.offset), said.offset)
+        if size < said.offset:
+            return Damage(self.path.name, self.seen.last + 1, last, span, evidence, "missing")
+        return self._damage(self.seen.last + 1, last, span, evidence)
+
+    def _damage(self, first: int, last: int, span: tuple[int, int], evidence: str) -> Damage:
+        reason = _UNREADABLE if self._is_unreadable(*span) else evidence
+        return Damage(self.path.name, first, last, span, reason)
+
+    @property
+    def tail(self) -> tuple[int, int]:
+        """Bytes behind the last whole frame, and behind what the witness says was durable."""
+        start, end = self._tail.offset, self._tail.end
+        if self.statement is not None and self.statement.seq > self.seen.last:
+            start = max(start, min(self.statement.offset, end))
+        return start, end
+
+    # --- looking again ----------------------------------------------------------------------------
 
     def frame_at(self, offset: int) -> Whole:
         """Read one frame's header and description again.
@@ -238,15 +381,12 @@ class SegmentFile:
             If they do not fit their checksum.
         """
         body = self.read(frame.body_offset, frame.body_length)
-        while len(body) < frame.body_length:  # Linux gives at most 2 GiB in one call
-            more = self.read(frame.body_offset + len(body), frame.body_length - len(body))
-            if not more:
-                break
-            body += more
-        if not journal.crc_fits(body, frame):
-            raise DamagedData(
-                f"{str(self.path)!r}: the samples in bytes {frame.body_offset} to "
-                f"{frame.body_offset + frame.body_length} do not fit their checksum",
-                self.path,
-            )
-        return body
+        if journal.crc_fits(body, frame):
+            return body
+        start, end = frame.body_offset, frame.body_offset + frame.body_length
+        reason = "do not fit their checksum"
+        if self._is_unreadable(start, end):
+            reason = f"are lost: {_UNREADABLE}"
+        raise DamagedData(
+            f"{str(self.path)!r}: the samples in bytes {start} to {end} {reason}", self.path
+        )

@@ -1,8 +1,7 @@
 """The writing end of a task's journal: append, sync, and go on elsewhere when the disk fails.
 
-A segment is never reopened. After an error it is poisoned: no second fsync is asked of that
-descriptor, because Linux answers the next one with success and loses the pages (reliability.md,
-1.5); everything that is not yet durable is written again, from memory, to a new segment.
+After an error a segment is poisoned: no second fsync is asked of that descriptor; everything that
+is not yet durable is written again, from memory, to a new segment.
 """
 
 from __future__ import annotations
@@ -10,141 +9,28 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from trialstore._ondisk import layout
-from trialstore._ondisk.boot import boot_id
-from trialstore._ondisk.disk import Identity
-from trialstore._ondisk.entries import Opening, PoisonNote, encode
-from trialstore._ondisk.journal import HEADER_SIZE, encode_frame, encode_header, salt_of
-from trialstore._ondisk.witness import SLOT_SIZE, Witness
+from trialstore._ondisk.entries import PoisonNote, encode
+from trialstore._ondisk.segment import JournalGone, Segment
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from trialstore._ondisk.disk import Buffer, Disk
-    from trialstore._ondisk.entries import Entry
+    from trialstore._ondisk.disk import Disk
+    from trialstore._ondisk.entries import Entry, Opening
 
-#: Another recorder would have to create this many segments between our look and our open.
-_NUMBERS_TRIED: Final = 1000
-_UNKNOWN: Final = Identity(-1, -1)
+#: Room for the end of a recording on a full disk: a few frames, a traceback among them.
+RESERVE_BYTES: Final = 256 * 2**10
+#: A thread that hangs in a call of the disk may have taken the next numbers.
+_SALVAGE_GAP: Final = 100
 
 
-class Segment:
-    """One file of the journal, from its creation to its end or its poisoning."""
-
-    def __init__(
-        self, disk: Disk, folder: Path, number: int, session: bytes, seq: int, previous: int
-    ) -> None:
-        self._disk = disk
-        self._salt = salt_of(session)
-        self._session = session
-        self.durable_seq = seq
-        self._seq = seq
-        self._previous = previous
-        self._offset = HEADER_SIZE
-        self._statements = 0
-        self._witness_fd = -1
-        self._identity = self._witness_identity = _UNKNOWN
-        self.path, self._fd = _create_from(disk, folder, number)
-        try:
-            self._identity = disk.identity(self._fd)
-            self._witness_fd = disk.create(layout.witness_path(self.path))
-            self._witness_identity = disk.identity(self._witness_fd)
-            disk.write(self._witness_fd, [bytes(2 * SLOT_SIZE)])
-            disk.write(self._fd, [encode_header(session)])
-            disk.sync(self._fd)
-            disk.sync_folder(folder)
-        except OSError:
-            self.close()
-            self.remove()
-            raise
-
-    @property
-    def previous(self) -> int:
-        """CRC of the last durable frame."""
-        return self._previous
-
-    def commit(self, entries: Sequence[Entry], trials: int) -> None:
-        """Append `entries` and make them durable.
-
-        Guarantee: when this returns, the bytes of every entry are in the file that stands at
-        `path`, and the disk has said so.
-
-        Raises
-        ------
-        OSError
-            If that cannot be known; then nothing is known of the entries.
-        """
-        seq, previous, offset = self._seq, self._previous, self._offset
-        pieces: list[Buffer] = []
-        for kind, meta, body in entries:
-            seq += 1
-            framed, previous = encode_frame(
-                kind,
-                meta,
-                body,
-                seq=seq,
-                synced_to=self.durable_seq,
-                previous=previous,
-                salt=self._salt,
-            )
-            pieces += framed
-        # Somebody's stray close() may have given our number to another file: never write into that.
-        if not all(self._disk.identity(fd) == identity for fd, identity in self._descriptors()):
-            raise OSError(
-                errno.EBADF, "the journal's descriptor is not ours any more", str(self.path)
-            )
-        self._disk.write(self._fd, pieces)
-        self._disk.sync(self._fd)
-        if self._disk.identity_at(self.path) != self._identity:
-            raise OSError(errno.ESTALE, "the journal was renamed or deleted", str(self.path))
-        offset += sum(map(len, pieces))
-        self._seq = self.durable_seq = seq
-        self._previous, self._offset = previous, offset
-        self._testify(trials)
-
-    def _testify(self, trials: int) -> None:
-        self._statements += 1
-        statement = Witness(
-            count=self._statements,
-            session=self._session,
-            boot=boot_id(),
-            seq=self.durable_seq,
-            offset=self._offset,
-            trials=trials,
-            chain=self._previous,
-            monotonic_ns=time.monotonic_ns(),
-        )
-        # The witness is evidence beside the journal; the trials are durable whether it can be
-        # written or not.
-        with contextlib.suppress(OSError):
-            self._disk.write_at(self._witness_fd, statement.encode(), statement.position)
-
-    def _descriptors(self) -> tuple[tuple[int, Identity], ...]:
-        return (self._fd, self._identity), (self._witness_fd, self._witness_identity)
-
-    def close(self) -> None:
-        """Let go of the file, once; a descriptor that became somebody else's is left to them."""
-        for fd, identity in self._descriptors():
-            if fd >= 0 and self._is_ours(fd, identity):
-                self._disk.close(fd)
-        self._fd = self._witness_fd = -1
-
-    def _is_ours(self, fd: int, identity: Identity) -> bool:
-        try:
-            return identity in {_UNKNOWN, self._disk.identity(fd)}
-        except OSError as error:
-            return error.errno != errno.EBADF
-
-    def remove(self) -> None:
-        """Take away a segment that never held a durable frame."""
-        with contextlib.suppress(OSError):
-            self._disk.remove(self.path)
-            self._disk.remove(layout.witness_path(self.path))
+class TakenOver(OSError):
+    """Another recorder has the task now: whatever were written further, nobody would read."""
 
 
 class JournalWriter:
@@ -162,6 +48,10 @@ class JournalWriter:
         Folder for segments when `folder` cannot be written; made when it is needed.
     previous : int
         CRC of the last frame of the journal that this session goes on from.
+    hold : callable or None
+        Makes sure that the task is still ours, taking its lock again if somebody deleted it;
+        returns whether that was needed, raises `TakenOver` if another has the task, and
+        FileNotFoundError if `folder` is gone.
     """
 
     def __init__(
@@ -172,6 +62,7 @@ class JournalWriter:
         *,
         fallback: Path | None = None,
         previous: int = 0,
+        hold: Callable[[], bool] | None = None,
     ) -> None:
         self._disk = disk
         self._folder = folder
@@ -180,7 +71,9 @@ class JournalWriter:
         self._session = bytes.fromhex(opening.session)
         self._durable_seq = opening.after
         self._previous = previous
+        self._hold = hold
         self._segment: Segment | None = None
+        self._orphans: list[Segment] = []
         self._number = 0
         self._trials = opening.trials
         self._pid = os.getpid()
@@ -197,12 +90,26 @@ class JournalWriter:
         """The segment being written, or None while there is none that works."""
         return None if self._segment is None else self._segment.path
 
+    @property
+    def fallback(self) -> Path | None:
+        """Folder for segments when the task's own cannot be written."""
+        return self._fallback
+
     def start(self) -> None:
-        """Create the first segment; raise OSError if that cannot be done."""
+        """Create the first segment and the reserve; raise OSError if there can be no segment."""
+        self._number = max(map(_highest, (self._folder, self._fallback)))
         self._segment = self._open(self._folder, ())
+        reserve = self._folder / layout.RESERVE
+        # Without it recording goes as well; a disk that is that full is warned of anyway.
+        with contextlib.suppress(OSError):
+            self._disk.remove(reserve)
+            self._disk.allocate(reserve, RESERVE_BYTES)
 
     def commit(self, entries: Sequence[Entry], trials: int) -> None:
         """Make `entries` durable, in a new segment if need be.
+
+        Guarantee: when this returns, `entries` and all before them are durable in files that stand
+        where a reader looks for them, and no other recorder had the task by then.
 
         Parameters
         ----------
@@ -221,15 +128,21 @@ class JournalWriter:
         if self._segment is not None:
             try:
                 self._segment.commit(entries, trials)
+                self._require_ours()
             except OSError as error:
                 self._poison(self._segment, error)
                 failure = error
             else:
                 self._settle(self._segment)
                 return
-        for folder in (self._folder, self._fallback):
-            if folder is None:
-                continue
+        folders = self._folders()
+        try:
+            self._restore()
+            self._require_ours()
+        except FileNotFoundError as error:  # the whole folder was moved away, and may come back
+            failure = error
+            folders.remove(self._folder)
+        for folder in folders:
             try:
                 self._segment = self._open(folder, entries)
             except OSError as error:
@@ -238,12 +151,52 @@ class JournalWriter:
                 return
         raise failure or OSError(errno.EIO, "no segment could be created", str(self._folder))
 
+    def _folders(self) -> list[Path]:
+        return [folder for folder in (self._folder, self._fallback) if folder is not None]
+
+    def _require_ours(self) -> None:
+        if self._hold is not None and self._hold() and _highest(self._folder) > self._number:
+            raise TakenOver(errno.ESTALE, "another recorder has the task", str(self._folder))
+
+    def _restore(self) -> None:
+        """Write again what somebody deleted, or gave a name that no reader looks for.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder was moved away with all that is in it.
+        OSError
+            If it cannot be written now.
+        """
+        while self._orphans:
+            orphan = self._orphans[0]
+            if orphan.is_deleted:
+                self._disk.make_folders(self._folder)
+            copy = orphan.copy_to(self._folder, self._next_number())
+            self._note_number(copy)
+            self._orphans.pop(0).close()
+
+    def _next_number(self) -> int:
+        """Number of a new file: readers take segments of both folders in the order of numbers."""
+        return 1 + max(self._number, *map(_highest, (self._folder, self._fallback)))
+
+    def _note_number(self, path: Path) -> None:
+        self._number = layout.segment_number(path.name) or self._number
+
     def _open(self, folder: Path, entries: Sequence[Entry]) -> Segment:
         """Create a segment with its opening and `entries` durable, or leave nothing behind."""
         if folder is self._fallback:
             self._disk.make_folders(folder)
-        # One numbering for both folders: readers take segments in the order of their numbers.
-        number = 1 + max(self._number, *map(_highest, (self._folder, self._fallback)))
+        try:
+            segment = self._written(folder, self._next_number(), entries)
+        except FileExistsError:  # somebody's stray file, put there since we looked
+            segment = self._written(folder, self._next_number(), entries)
+        self._settle(segment)
+        self._note_number(segment.path)
+        self._failed = None
+        return segment
+
+    def _written(self, folder: Path, number: int, entries: Sequence[Entry]) -> Segment:
         segment = Segment(
             self._disk, folder, number, self._session, self._durable_seq, self._previous
         )
@@ -256,9 +209,6 @@ class JournalWriter:
             segment.close()
             segment.remove()
             raise
-        self._settle(segment)
-        self._failed = None
-        self._number = layout.segment_number(segment.path.name) or number
         return segment
 
     def _settle(self, segment: Segment) -> None:
@@ -268,19 +218,52 @@ class JournalWriter:
     def _poison(self, segment: Segment, error: OSError) -> None:
         self._failed = (segment.path.name, f"{type(error).__name__}: {error}")
         self.poisoned.append(f"{segment.path.name}: {error}")
-        segment.close()
+        if isinstance(error, JournalGone):
+            self._orphans.append(segment)
+        else:
+            segment.close()
         self._segment = None
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def give_reserve_back(self) -> None:
+        """Make the reserve's room free, for the end."""
+        with contextlib.suppress(OSError):
+            self._disk.remove(self._folder / layout.RESERVE)
+
+    def salvage(self, entries: Sequence[Entry]) -> Path:
+        """Write `entries` to the fallback folder while another thread hangs in `commit`.
+
+        Guarantee: touches neither the task's own disk nor what the hanging thread uses; what is
+        written by both is read once.
+
+        Raises
+        ------
+        OSError
+            If there is no fallback folder, or it cannot be written either.
+        """
+        if self._fallback is None:
+            raise OSError(errno.ENODEV, "there is no fallback_root", str(self._folder))
+        self._disk.make_folders(self._fallback)
+        segment = self._written(self._fallback, self._number + _SALVAGE_GAP, entries)
+        segment.close()
+        return segment.path
 
     def close(self) -> None:
         """Let go of the present segment; no frame is written."""
-        if self._segment is not None:
-            self._segment.close()
-            self._segment = None
+        self.give_reserve_back()
+        self._close_files()
+
+    def _close_files(self) -> None:
+        for segment in (*self._orphans, self._segment):
+            if segment is not None:
+                segment.close()
+        self._orphans, self._segment = [], None
 
     def forget_after_fork(self) -> None:
         """In a forked child: close the descriptors, write nothing."""
         if os.getpid() != self._pid:
-            self.close()
+            self._close_files()
 
 
 def _highest(folder: Path | None) -> int:
@@ -291,14 +274,3 @@ def _highest(folder: Path | None) -> int:
         return 0
     segments = (name.replace(f".{layout.WITNESS}", layout.SEGMENT_SUFFIX) for name in names)
     return max((layout.segment_number(name) or 0 for name in segments), default=0)
-
-
-def _create_from(disk: Disk, folder: Path, first: int) -> tuple[Path, int]:
-    """Create the first segment from a number on that is not there yet."""
-    for number in range(first, first + _NUMBERS_TRIED):
-        path = folder / layout.segment_name(number)
-        try:
-            return path, disk.create(path)
-        except FileExistsError:
-            continue
-    raise OSError(errno.EEXIST, "no free number for a segment", str(folder))

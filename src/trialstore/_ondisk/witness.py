@@ -12,6 +12,8 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from trialstore._ondisk.numbers import MOST
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -21,6 +23,7 @@ SLOT_SIZE: Final = 512
 _MAGIC: Final = b"TRSW\x01\x00\x00\x00"
 _SLOT: Final = struct.Struct("<8sQ16s16sQQQIQ")
 _CRC: Final = struct.Struct("<I")
+_MOST_BYTES: Final = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +82,34 @@ class Witness:
 
 
 def newest(data: Buffer, session: bytes) -> Witness | None:
-    """Return the newest whole statement about `session` in the bytes of a witness file, or None."""
-    statements = (statement for statement in _statements(data) if statement.session == session)
+    """Return the newest credible statement about `session` in the bytes of a witness file."""
+    statements = (said for said in _of(data, session) if _is_credible(said))
     return max(statements, key=lambda statement: statement.count, default=None)
+
+
+def latest(data: Buffer) -> Witness | None:
+    """Return the newest credible statement in the bytes of a witness file, whoever made it."""
+    session = owner(data)
+    return None if session is None else newest(data, session)
+
+
+def claims_too_much(data: Buffer, session: bytes) -> bool:
+    """Whether a whole statement about `session` cannot be true, so that nothing of it counts."""
+    return not all(map(_is_credible, _of(data, session)))
 
 
 def owner(data: Buffer) -> bytes | None:
     """Return the session that a witness file speaks of: the third copy of a segment's identity."""
     return next((statement.session for statement in _statements(data)), None)
+
+
+def _is_credible(said: Witness) -> bool:
+    """Whether there can be so many frames, and bytes for each of them; a trial has its frame."""
+    return said.trials <= MOST and said.seq <= MOST and said.offset < _MOST_BYTES
+
+
+def _of(data: Buffer, session: bytes) -> Iterator[Witness]:
+    return (statement for statement in _statements(data) if statement.session == session)
 
 
 def _statements(data: Buffer) -> Iterator[Witness]:

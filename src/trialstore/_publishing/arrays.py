@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from trialstore._errors import PublishFailed
 from trialstore._ondisk import chunks, layout
-from trialstore._ondisk.disk import open_reading
+from trialstore._ondisk.disk import copy_file, open_reading
 from trialstore._ondisk.manifest import ArrayRecord, StoredArray
 from trialstore._publishing.hdf5 import ArrayFileWriter
 
@@ -78,6 +77,11 @@ class ArrayBuilder:
     _unchecked_bytes: int = 0
     _changed: bool = False
     _offsets: dict[int, int | None] = field(default_factory=dict)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a hidden file is being built."""
+        return self._file is not None
 
     @property
     def hidden(self) -> Path:
@@ -160,8 +164,7 @@ class ArrayBuilder:
             if self.record.trials and not self.hidden.exists():
                 # The task was resumed: the new file begins with what was published by then.
                 base = self.folder / layout.JOURNAL / layout.BASE
-                origin = layout.array_path(base, self.name)
-                shutil.copyfile(origin, self.hidden, follow_symlinks=False)
+                copy_file(self.disk, layout.array_path(base, self.name), self.hidden)
             self._file = ArrayFileWriter(self.hidden, mode="r+" if self.hidden.exists() else "x")
         return self._file
 
@@ -257,7 +260,7 @@ class ArrayBuilder:
         self.disk.replace(self.hidden, target)
         self._changed = False
         if keep_building:
-            shutil.copyfile(target, self.hidden, follow_symlinks=False)
+            copy_file(self.disk, target, self.hidden)
 
     def close(self) -> None:
         """Close the hidden file."""

@@ -22,7 +22,7 @@ import numpy as np
 
 from trialstore._errors import DamagedData, PublishFailed, StorageError
 from trialstore._ondisk import chunks, layout, manifest, recovery
-from trialstore._ondisk.disk import Disk, read_file
+from trialstore._ondisk.disk import current, read_file
 from trialstore._ondisk.entries import CleanEnd
 from trialstore._ondisk.lock import acquire, holder
 from trialstore._ondisk.losses import Loss
@@ -34,6 +34,7 @@ from trialstore._publishing.arrays import ArrayBuilder
 from trialstore._publishing.hdf5 import ArrayFileWriter
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from trialstore._ondisk.lock import Lock
@@ -55,6 +56,9 @@ class _Rows:
     lost: list[int] = field(default_factory=list)
 
     def add(self, trial: JournalTrial) -> None:
+        if trial.index < len(self.table):
+            # A segment came back from a disk that had not been there: its lines are taken.
+            raise PublishFailed(f"trial {trial.index} was lost and has come back: begin again")
         while len(self.table) < trial.index:
             self.skip()
         commit = trial.commit
@@ -75,8 +79,8 @@ class TaskPublisher:
     ----------
     folder : pathlib.Path
         The task's folder.
-    fallback : pathlib.Path or None
-        Where further segments may lie.
+    fallbacks : sequence of pathlib.Path
+        Folders of ours alone where further segments may lie; emptied in the end.
     keep_journal : bool
         Leave the journal in place.
 
@@ -87,13 +91,13 @@ class TaskPublisher:
     """
 
     def __init__(
-        self, folder: Path, *, fallback: Path | None = None, keep_journal: bool = False
+        self, folder: Path, *, fallbacks: Sequence[Path] = (), keep_journal: bool = False
     ) -> None:
         self.folder = folder
         self.keep_journal = keep_journal
         self._journal = folder / layout.JOURNAL
-        self._fallback = fallback
-        self._disk = Disk()
+        self._fallbacks = tuple(fallbacks)
+        self._disk = current()
         self._token = _PUBLISHER + uuid.uuid4().hex[:12]
         self._rows = _Rows()
         self._arrays: dict[str, ArrayBuilder] = {}
@@ -104,7 +108,7 @@ class TaskPublisher:
         self._base = recovery.base_manifest(folder)
         if self._base is not None:
             self._take_base(self._base)
-        folders = (self._journal,) if fallback is None else (self._journal, fallback)
+        folders = (self._journal, *self._fallbacks)
         self._replay = Replay(folders, 0 if self._base is None else self._base.trials)
         self._remove_leftovers()
 
@@ -112,8 +116,11 @@ class TaskPublisher:
         """Begin with what was published before the task was resumed."""
         folder = self._journal / layout.BASE
         columns = check_columns(base.columns, base.trials)
-        self._rows.table = Table.from_csv(read_file(folder / layout.TRIALS), columns, base.trials)
-        self._rows.timing = list(parse_timing(read_file(folder / layout.TIMING)))
+        # Checked: what was damaged since must not be published again with a fresh checksum.
+        trials = manifest.read_described(folder, base, layout.TRIALS)
+        timing = manifest.read_described(folder, base, layout.TIMING)
+        self._rows.table = Table.from_csv(trials, columns, base.trials)
+        self._rows.timing = list(parse_timing(timing))
         self._rows.lost = list(base.lost)
         self._losses = list(base.losses)
         for name, record in base.arrays.items():
@@ -158,9 +165,26 @@ class TaskPublisher:
         return self._replay.scanned
 
     def _take(self, trial: JournalTrial) -> None:
+        self._require_room(trial.index)
         self._rows.add(trial)
         if trial.commit.arrays:
             self._waiting.append(trial)
+
+    def _require_room(self, trials: int) -> None:
+        """Refuse to write more empty lines for lost trials than the journal can have lost.
+
+        Raises
+        ------
+        PublishFailed
+            If the journal claims trials without measure; it stays, and the task reads from it.
+        """
+        before = 0 if self._base is None else len(self._base.lost)
+        missing = len(self._rows.lost) - before + trials - len(self._rows.table)
+        if missing > self._replay.room:
+            raise PublishFailed(
+                f"{str(self._journal)!r} claims {trials} trials, of which {missing} are not there: "
+                "that is more than its bytes can have been; it stays, and is read as it is"
+            )
 
     def build(self, nbytes: int) -> None:
         """Write waiting arrays into the hidden files, about `nbytes` of them."""
@@ -170,19 +194,33 @@ class TaskPublisher:
                 self._add_array(trial, name)
                 nbytes -= size
 
+    @property
+    def is_building(self) -> bool:
+        """Whether hidden files take up room on the disk."""
+        return any(builder.is_open for builder in self._arrays.values())
+
     def _add_array(self, trial: JournalTrial, name: str) -> None:
         builder = self._arrays.get(name)
         if builder is None:
-            described = manifest.read(self.folder)
-            declared = {} if described is None else described.arrays
-            record = declared.get(name) or ArrayRecord({}, 1)
-            builder = self._arrays[name] = self._builder(name, replace(record, trials={}))
+            builder = self._arrays[name] = self._builder(name, self._declared(name))
         try:
             builder.add(trial)
         except DamagedData as error:
             file = "" if error.path is None else f"{layout.JOURNAL}/{error.path.name}"
             what = f"array {name!r}"
             self._losses.append(Loss((trial.index,), what, "damaged", file, None, str(error)))
+
+    def _declared(self, name: str) -> ArrayRecord:
+        """What was said of an array: by the manifest, or by the journal where that is lost."""
+        with contextlib.suppress(StorageError):
+            described = manifest.read(self.folder)
+            if described is not None and name in described.arrays:
+                return replace(described.arrays[name], trials={})
+        for opening in self._replay.openings:
+            match opening.description.get("arrays"):
+                case dict(told) if isinstance(info := told.get(name), dict):
+                    return ArrayRecord(info, 1)
+        return ArrayRecord({}, 1)
 
     def refresh(self) -> None:
         """Let a person look: put ``trials.csv`` in place as far as it goes."""
@@ -265,6 +303,7 @@ class TaskPublisher:
         self._undecided += self._replay.poll()
         while self._undecided:
             self._take(self._undecided.popleft())
+        self._require_room(self._replay.count)
         while len(self._rows.table) < self._replay.count:
             self._rows.skip()
         self.build(2**63)
@@ -354,6 +393,7 @@ class TaskPublisher:
         if not by_array:
             return
         folder = self.folder / layout.INTERRUPTED
+        layout.check_no_links(self.folder, folder)
         self._disk.make_folder(folder)
         for name, loose in by_array.items():
             target = layout.array_path(folder, name)
@@ -405,18 +445,12 @@ class TaskPublisher:
         self._disk.replace(self._journal, doomed)
         lock.release()
         self._remove(doomed)
-        if self._fallback is not None and self._fallback.is_dir():
-            for path in list(self._fallback.glob("*")):
-                self._disk.remove(path)
+        for folder in filter(layout.is_folder, self._fallbacks):
+            for path in list(folder.glob("*")):
+                if layout.is_of_journal(path.name):
+                    self._disk.remove(path)
             with contextlib.suppress(OSError):
-                self._disk.remove_folder(self._fallback)
-
-    def answer(self, request: int, error: str | None) -> None:
-        """Tell the recorder; if even that cannot be written, its own deadline will."""
-        data = json.dumps({"request": request, "error": error}).encode()
-        with contextlib.suppress(OSError):
-            if self._journal.is_dir():
-                self._disk.write_file(self._journal / layout.ANSWER, data)
+                self._disk.remove_folder(folder)
 
     @property
     def recorder(self) -> int | None:
@@ -430,3 +464,14 @@ class TaskPublisher:
         for builder in self._arrays.values():
             with contextlib.suppress(OSError, StorageError):
                 builder.discard()
+        with contextlib.suppress(OSError):  # what a failure left, or the folder is gone
+            self._remove_leftovers(self._token)
+
+
+def answer(folder: Path, request: int, error: str | None) -> None:
+    """Tell the recorder what came of a request; if even that fails, its own deadline will."""
+    journal = folder / layout.JOURNAL
+    data = json.dumps({"request": request, "error": error}).encode()
+    with contextlib.suppress(OSError):
+        if layout.is_folder(journal):
+            current().write_file(journal / layout.ANSWER, data)

@@ -58,7 +58,7 @@ class CurrentSource:
             except FileNotFoundError:
                 # The journal has just been published and taken away: the manifest says so now.
                 self._forget()
-        if not (self._folder / layout.JOURNAL).is_dir():
+        if not layout.is_folder(self._folder / layout.JOURNAL):
             raise DamagedData(
                 f"the journal of {str(self._folder)!r} is gone, and its manifest does not say that "
                 "it was published: bring the folder 'journal' back, or move 'manifest.json' away "
@@ -99,8 +99,10 @@ class CurrentSource:
         described = manifest.read(self._folder)
         if described is not None and described.status != "recording":
             return PublishedSource(self._folder, described)
-        if described is None and not (self._folder / layout.JOURNAL).is_dir():
+        if described is None and not layout.is_folder(self._folder / layout.JOURNAL):
             return ForeignSource(self._folder)
+        if not layout.is_folder(self._folder / layout.JOURNAL):
+            raise FileNotFoundError(layout.JOURNAL)  # not over a link either
         return JournalSource(self._folder)
 
     def _look(self) -> tuple[int, int, int] | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from trialstore._errors import DamagedData, FormatError, StorageError
+from trialstore._errors import DamagedData, FormatError, StorageError, printable
 from trialstore._ondisk.chunks import nbytes
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class ArrayFile:
     ----------
     filepath : path-like
         The file.
+    follow_links : bool, optional
+        Take a symbolic link for the file it leads to, because the caller has named it.
 
     Raises
     ------
@@ -64,10 +66,12 @@ class ArrayFile:
     ...     file.names(), file.read("0", selection=(slice(None), slice(0, 500)))
     """
 
-    def __init__(self, filepath: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, filepath: str | os.PathLike[str], *, follow_links: bool = False
+    ) -> None:
         self.path: Final = Path(filepath)
         try:
-            status = self.path.stat()
+            status = self.path.stat() if follow_links else self.path.lstat()
             if not stat.S_ISREG(status.st_mode):
                 raise StorageError(f"{str(self.path)!r} is not a regular file")
             with self.path.open("rb"):
@@ -148,6 +152,18 @@ class ArrayFile:
         """
         with self._translated(name):
             return self._types(self._dataset(name)[0], name)[0]
+
+    def offset(self, name: str) -> int | None:
+        """Byte in the file at which a dataset's data begin, or None if they lie in pieces.
+
+        Raises
+        ------
+        FormatError, DamagedData
+            As for `shape`.
+        """
+        with self._translated(name):
+            offset: int | None = self._dataset(name)[0].get_offset()
+            return offset
 
     def read(self, name: str, *, selection: tuple[slice, ...] | None = None) -> NDArray[Any]:
         """Read one dataset, or a part of it, into a new array.
@@ -318,7 +334,7 @@ def read_hdf5(filepath: str | os.PathLike[str], dataset: str = "data") -> NDArra
     --------
     >>> read_hdf5("data/p0/reach/emg.hdf5", dataset="0")  # doctest: +SKIP
     """
-    with ArrayFile(filepath) as file:
+    with ArrayFile(filepath, follow_links=True) as file:
         return file.read(dataset)
 
 
@@ -370,4 +386,5 @@ def _without_metadata(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _text(error: Exception) -> str:
-    return str(error.args[0]) if error.args else repr(error)
+    """What HDF5 says, which quotes names from the file as they are."""
+    return printable(str(error.args[0])) if error.args else repr(error)

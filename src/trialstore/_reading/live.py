@@ -86,10 +86,12 @@ class JournalSource:
     def metadata(self) -> dict[str, Any]:
         """What the experimenter said of the task, from the journal's first frame."""
         openings = self._replay.openings
-        return dict(openings[0].description.get("metadata", {})) if openings else {}
+        if not openings:  # a task that was being resumed, its first frame not yet written
+            return {} if self._base is None else self._base.metadata
+        return dict(openings[0].description.get("metadata", {}))
 
     def _declared(self) -> dict[str, ArrayInfo]:
-        found: dict[str, ArrayInfo] = {}
+        found = {} if self._base is None else self._base.declared()
         for opening in self._replay.openings:
             described = opening.description.get("arrays", {})
             for name, info in described.items() if isinstance(described, dict) else ():

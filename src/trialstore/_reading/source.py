@@ -213,28 +213,34 @@ class PublishedSource:
         return list(parse_timing(self._checked_file(layout.TIMING)))
 
     def _checked_file(self, name: str) -> bytes:
-        path = (self._aside or self._folder) / name
-        try:
-            data = read_file(path)
-        except OSError as error:
-            raise DamagedData(f"{str(path)!r} cannot be read: {error}", path) from error
-        said = self._manifest.files.get(name)
-        if said is None or said["size"] != len(data) or said["crc32"] != zlib.crc32(data):
-            raise DamagedData(
-                f"{str(path)!r} is not as it was published: it was edited (perhaps saved by a "
-                "spreadsheet) or damaged; restore it from a copy, or read it with pandas",
-                path,
-            )
-        return data
+        return read_described(self._aside or self._folder, self._manifest, name)
 
     def trial_numbers(self) -> list[int]:
-        lost = set(self._manifest.lost)
-        return [trial for trial in range(self._manifest.trials) if trial not in lost]
+        lost, count = set(self._manifest.lost), self._manifest.trials
+        # A manifest of a kilobyte can claim any number; each trial has at least a byte in a table.
+        if count - len(lost) > sum(map(self._size_of, (layout.TRIALS, layout.TIMING))):
+            raise DamagedData(
+                f"the manifest of {str(self._folder)!r} tells of {count} trials, for which "
+                f"{layout.TRIALS} and {layout.TIMING} are too small, or gone: bring them back",
+                self._folder / layout.MANIFEST,
+            )
+        return [trial for trial in range(count) if trial not in lost]
+
+    def _size_of(self, name: str) -> int:
+        try:
+            return ((self._aside or self._folder) / name).lstat().st_size
+        except OSError:
+            return 0
 
     def array_names(self) -> list[str]:
         arrays = self._manifest.arrays
         first = {name: min(record.trials) for name, record in arrays.items() if record.trials}
         return sorted(first, key=lambda name: first[name])
+
+    def declared(self) -> dict[str, ArrayInfo]:
+        """Return what was said of each array, in the order of the manifest."""
+        arrays = self._manifest.arrays
+        return {name: ArrayInfo.from_json(record.info) for name, record in arrays.items()}
 
     def info(self, name: str) -> ArraySummary:
         record = self._manifest.arrays[name]

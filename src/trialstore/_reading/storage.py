@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trialstore._errors import StorageError, TaskNotFound
+from trialstore._errors import InvalidName, StorageError, TaskNotFound
 from trialstore._ondisk import layout
 from trialstore._ondisk.archive import storage_to_zip
 from trialstore._reading.catalogue import concatenated
@@ -104,6 +103,10 @@ class StorageReader:
         if self._subject_id is None:
             raise TaskNotFound("no subject is set: give storage.subject_id a name first")
         folder = _spelled(_spelled(self.root, self._subject_id), name)
+        try:
+            layout.check_no_links(self.root, folder)
+        except OSError as error:
+            raise TaskNotFound(f"{name!r} cannot be read: {error}") from error
         if not folder.is_dir():
             raise TaskNotFound(
                 f"subject {self._subject_id!r} has not started {name!r} yet: "
@@ -146,24 +149,29 @@ class StorageReader:
 
 
 def _folders(path: Path) -> list[str]:
-    """Names of the folders in `path`, sorted; none if it does not exist (yet)."""
+    """Names of the folders in `path`, sorted; none if it does not exist (yet).
+
+    Every name can be given back to us; a folder of another name is left out with a warning.
+    """
     try:
-        return layout.list_folders(path)
+        found = layout.list_folders(path)
     except FileNotFoundError:
         return []
     except OSError as error:
         raise StorageError(f"{str(path)!r} cannot be listed: {error}") from error
+    names = []
+    for name in found:
+        try:
+            layout.check_name(name, "folder")
+        except InvalidName as error:
+            warnings.warn(f"left out of {str(path)!r}: {error}", stacklevel=3)
+        else:
+            names.append(name)
+    return names
 
 
 def _spelled(parent: Path, name: str) -> Path:
-    """Path of a folder whose name is in NFC here, and may be in another normal form on disk.
-
-    macOS used to write names in NFD, and copies of such folders keep that.
-    """
-    path = parent / name
-    if name.isascii() or path.is_dir():
-        return path
-    for found in _folders(parent):
-        if unicodedata.normalize("NFC", found) == name:
-            return parent / found
-    return path
+    try:
+        return layout.spelled(parent, name)
+    except OSError as error:
+        raise StorageError(f"{str(parent)!r} cannot be listed: {error}") from error

@@ -20,7 +20,7 @@ from trialstore._recording.progress import Level, Levels, Progress
 from trialstore._recording.receipt import Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -70,6 +70,7 @@ class Channel:
         arrays: Mapping[str, ArrayInfo],
         journal: JournalWriter,
         lock: Lock,
+        fallbacks: Sequence[Path] = (),
         *,
         queue: BoundedQueue,
         on_full: OnFull,
@@ -80,6 +81,7 @@ class Channel:
         self.task = task
         self.journal = journal
         self.lock = lock
+        self.fallbacks = fallbacks
         self.lifecycle: Lifecycle = Lifecycle(f"task {task!r}", State.OPEN)
         self.closed: anyio.Event = anyio.Event()
         self.progress: Progress = Progress(first)
@@ -190,7 +192,7 @@ class Channel:
 
     def _chunk(self, name: str, chunk: object) -> ChunkItem:
         """Check a chunk against the open trial and copy it; accepting it changes the trial."""
-        known = self._open.arrays.get(name)
+        known = self._open.arrays.get(name) if isinstance(name, str) else None
         if (
             known is not None
             and type(chunk) is np.ndarray

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from trialstore._errors import InvalidTrial
+from trialstore._errors import InvalidName, InvalidTrial
 from trialstore._ondisk.chunks import (
     opaque,
     refusal_of_chunk,
@@ -22,7 +22,7 @@ from trialstore._ondisk.chunks import (
     refusal_of_shape,
 )
 from trialstore._ondisk.entries import ChunkStamp, TrialCommit, layout_of
-from trialstore._ondisk.layout import check_name
+from trialstore._ondisk.layout import check_name, folded
 from trialstore._ondisk.values import encode_attrs
 from trialstore._recording.items import ITEM_OVERHEAD, ChunkItem
 from trialstore.design import Array, ArrayInfo
@@ -87,7 +87,7 @@ class ArrayNames:
     def __init__(self, declared: Mapping[str, ArrayInfo]) -> None:
         self.declared: dict[str, ArrayInfo] = dict(declared)
         self._known: dict[str, str] = {name: name for name in declared}
-        self._folded: dict[str, str] = {name.casefold(): name for name in declared}
+        self._folded: dict[str, str] = {folded(name): name for name in declared}
 
     def check(self, name: object) -> str:
         """Return the normalised name; raise InvalidName for one that cannot be a file name."""
@@ -95,11 +95,11 @@ class ArrayNames:
         if known is not None:
             return known
         checked = check_name(name, "array")
-        other = self._folded.setdefault(checked.casefold(), checked)
+        other = self._folded.setdefault(folded(checked), checked)
         if other != checked:
-            raise InvalidTrial(
-                f"array {checked!r} differs from array {other!r} only in case: "
-                "on some systems they would be one file"
+            raise InvalidName(
+                f"array name {checked!r} differs from {other!r} in case only, and macOS and Windows"
+                " would mix them up; choose another"
             )
         self._known[str(name)] = checked
         return checked

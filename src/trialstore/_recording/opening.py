@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import time
 import uuid
 from dataclasses import dataclass, replace
@@ -21,10 +22,11 @@ from trialstore._ondisk.lock import Lock, acquire, holder
 from trialstore._ondisk.mounts import file_system_of, is_network
 from trialstore._ondisk.segments import JournalWriter
 from trialstore._recording import environment
+from trialstore._recording.ownership import Ownership
 from trialstore.design import ArrayInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from trialstore._ondisk.disk import Disk
@@ -35,6 +37,7 @@ logger = logging.getLogger("trialstore")
 #: How long a resumed task may wait for the publisher of a killed recorder to finish.
 PUBLISHER_PATIENCE: Final = 20.0
 _RUNS: Final = 10_000
+_SESSION: Final = re.compile("[0-9a-f]{32}")
 _NOT_OURS: Final = (
     "task {!r} was not recorded by trialstore and cannot be resumed: record under another name"
 )
@@ -61,11 +64,25 @@ class Place:
     subject: str
     fallback_root: Path | None
 
-    def fallback(self, task: str) -> Path | None:
-        """Folder for a task's segments when its own cannot be written."""
+    def folder(self, task: str) -> Path:
+        """Folder of a task, spelled as it is on disk."""
+        return layout.spelled(layout.spelled(self.root, self.subject), task)
+
+    def fallbacks(self, task: str, sessions: Sequence[str]) -> list[Path]:
+        """Folders for segments when the task's own cannot be written, one for each session.
+
+        A task that is overwritten, or recorded on another computer under the same names, must not
+        find another's segments there. Raises OSError for a link.
+        """
         if self.fallback_root is None:
-            return None
-        return self.fallback_root / self.subject / task / layout.JOURNAL
+            return []
+        root = self.fallback_root.absolute()
+        home = root / self.subject / task
+        ours = [session for session in sessions if _SESSION.fullmatch(session)]
+        folders = [home / f"{layout.JOURNAL}-{session[:12]}" for session in ours]
+        for folder in folders:
+            layout.check_no_links(root, folder)
+        return folders
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +94,8 @@ class Opened:
     lock: Lock
     journal: JournalWriter
     first: int
-    session: str
     arrays: dict[str, ArrayInfo]
-    losses_before: int = 0
+    fallbacks: tuple[Path, ...] = ()
 
 
 def prepare_root(disk: Disk, root: Path) -> None:
@@ -129,15 +145,17 @@ def create(
     StorageError
         If the disk refuses.
     """
-    subject_folder = place.root / place.subject
+    subject_folder = place.folder(task).parent
     layout.check_not_casefold_equal(place.subject, layout.list_folders(place.root), "subject")
     with _refusals(f"task {task!r}"):
+        layout.check_no_links(place.root, subject_folder)
         place.disk.make_folders(subject_folder)
     layout.check_not_casefold_equal(task, layout.list_folders(subject_folder), "task")
     for run in range(1, _RUNS):
         name = layout.check_name(task if run == 1 else layout.run_name(task, run), "task")
-        folder = subject_folder / name
+        folder = place.folder(name)
         with _refusals(f"task {name!r}"):
+            layout.check_no_links(place.root, folder)
             is_new = place.disk.make_folder(folder)
         if is_new:
             break
@@ -192,29 +210,34 @@ def resume(place: Place, task: str) -> Opened:
     FormatError
         If it was not recorded by trialstore, or by a newer version.
     DamagedData
-        If its manifest does not fit its checksum.
+        If its manifest or a published table does not fit its checksum.
     StorageError
         If the disk refuses.
     """
-    folder = place.root / place.subject / task
+    folder = place.folder(task)
     if not folder.is_dir():
         raise TaskNotFound(
             f"subject {place.subject!r} has not started {task!r} yet: use create_task"
         )
+    with _refusals(f"task {task!r}"):
+        layout.check_no_links(place.root, folder / layout.JOURNAL / layout.BASE)
     # Before anything is made in a folder that may not be ours.
-    if manifest.read(folder) is None and not (folder / layout.JOURNAL).is_dir():
+    before = manifest.read(folder)
+    if before is None and not (folder / layout.JOURNAL).is_dir():
         raise FormatError(_NOT_OURS.format(task))
     with _refusals(f"task {task!r}"):
         place.disk.make_folder(folder / layout.JOURNAL)
         lock = _lock_patiently(folder / layout.JOURNAL / layout.LOCK)
         try:
-            fallback = place.fallback(task)
-            extra = (fallback,) if fallback is not None else ()
-            steps = recovery.plan(folder, extra)
+            # The openings name these too; one of them may be damaged.
+            sessions = [] if before is None else before.sessions
+            steps = recovery.plan(folder, place.fallbacks(task, sessions))
             if steps.manifest is None and not steps.segments:
                 raise FormatError(_NOT_OURS.format(task))
             recovery.apply(place.disk, steps)
-            if steps.published:
+            if steps.published and steps.manifest is not None:
+                for table in (layout.TRIALS, layout.TIMING):
+                    manifest.read_described(folder, steps.manifest, table)
                 lock = _set_published_aside(place, folder, lock)
             described = steps.manifest or manifest.Manifest("recording", place.subject, task)
             arrays = {
@@ -245,7 +268,9 @@ def _begin(
             described, status="recording", sessions=[*described.sessions, session], traceback=None
         )
         place.disk.write_file(folder / layout.MANIFEST, described.encode())
-        fallback = place.fallback(described.task)
+        # The folder's name: that in the manifest may be a stranger's.
+        fallbacks = place.fallbacks(folder.name, described.sessions)
+        fallback = fallbacks[-1] if fallbacks else None
         description = {
             "subject": place.subject,
             "task": described.task,
@@ -254,7 +279,7 @@ def _begin(
             "environment": described.environment,
             "metadata": described.metadata,
             "arrays": {name: info.to_json() for name, info in arrays.items()},
-            "fallback": None if fallback is None else str(fallback.absolute()),
+            "fallback": None if fallback is None else str(fallback),
         }
         opening = Opening(session, steps.last_seq, steps.trials, description)
         journal = JournalWriter(
@@ -263,13 +288,16 @@ def _begin(
             opening,
             fallback=fallback,
             previous=steps.last_crc,
+            hold=Ownership(folder, lock, session).hold,
         )
         place.disk.remove(journal_folder / layout.ANSWER)
         journal.start()
     except BaseException:
         lock.release()
         raise
-    return Opened(folder, described.task, lock, journal, steps.trials, session, dict(arrays))
+    return Opened(
+        folder, described.task, lock, journal, steps.trials, dict(arrays), tuple(fallbacks)
+    )
 
 
 def _lock_patiently(path: Path) -> Lock:
@@ -307,7 +335,7 @@ def _set_published_aside(place: Place, folder: Path, lock: Lock) -> Lock:
 
 def _discard(place: Place, task: str) -> None:
     """Move a task that may be overwritten to the trash; nothing is deleted."""
-    folder = place.root / place.subject / task
+    folder = place.folder(task)
     lock_path = folder / layout.JOURNAL / layout.LOCK
     owner = holder(lock_path)
     if owner is not None:
@@ -319,6 +347,7 @@ def _discard(place: Place, task: str) -> None:
 def _move_to_trash(place: Place, path: Path, name: str) -> None:
     stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
     target = layout.trash_path(place.root.absolute(), place.subject, name, stamp)
+    layout.check_no_links(place.root.absolute().parent, target.parent)
     place.disk.make_folders(target.parent)
     place.disk.replace(path, target)
 
@@ -327,9 +356,10 @@ def _undo(place: Place, folder: Path) -> None:
     """Take back what `create` made; whatever cannot be taken back is not ours to force."""
     with contextlib.suppress(OSError):
         journal = folder / layout.JOURNAL
-        for path in (*journal.glob("*"), folder / layout.MANIFEST):
+        made = journal.glob("*") if layout.is_folder(journal) else ()
+        for path in (*made, folder / layout.MANIFEST):
             place.disk.remove(path)
-        if journal.is_dir():
+        if layout.is_folder(journal):
             place.disk.remove_folder(journal)
         place.disk.remove_folder(folder)
 

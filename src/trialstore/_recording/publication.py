@@ -118,6 +118,7 @@ class Publication:
                     )
                 await anyio.sleep(delay)
                 delay = min(limit, delay * 1.5)
+            self.publisher.forgive()
             return True
         return False
 

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from trialstore._errors import PublishFailed
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-#: A task on which the publisher died so often is left as a journal, which reads as well.
+#: When the publisher has died so often in a row, tasks are left as journals, which read as well.
 MAX_DEATHS: Final = 3
+#: Deaths that are further apart than this, in seconds, are not in a row: what kills a publisher
+#: again and again (a sick disk, one trial) meets the next one as soon as it has caught up.
+FORGIVEN_AFTER: Final = 300.0
 _WORDS_KEPT: Final = 2000
 #: Not `-m`: the package may be importable only through the parent's sys.path. `-P` keeps the
 #: experiment's folder, with its own `random.py`, out of the way until the parent's path is taken
@@ -47,7 +51,7 @@ class Publisher:
     Attributes
     ----------
     deaths : int
-        How often it died with work to do.
+        How often it died in a row: without a publication, or `FORGIVEN_AFTER` seconds, in between.
     can_start : bool
         False where no child can be started; `tell` then does nothing.
     """
@@ -59,6 +63,8 @@ class Publisher:
         self._process: subprocess.Popen[bytes] | None = None
         self._messages: dict[Path, dict[str, Any]] = {}
         self._pid = os.getpid()
+        self._is_left = False
+        self._started = time.monotonic()
         #: What the child says on standard error: a file without a name, gone with us.
         self._words: IO[bytes] | None = None
 
@@ -98,17 +104,24 @@ class Publisher:
         """A task is published: a new child need not know of it."""
         self._messages.pop(folder, None)
 
+    def forgive(self) -> None:
+        """Something was published: whatever killed earlier children does not kill all of them."""
+        self.deaths = 0
+
     def check(self) -> None:
         """Start a new child if the last one died with work to do."""
         if self._process is None or self._process.poll() is None:
             return
         self._reap()
+        if time.monotonic() - self._started > FORGIVEN_AFTER:
+            self.forgive()
         self.deaths += 1
         if self._messages and not self.gave_up:
             self._start()
 
     def _start(self) -> None:
-        if not self.can_start or self.gave_up:
+        # A thread that hung in a call of the disk may come back when everybody has left.
+        if not self.can_start or self.gave_up or self._is_left:
             return
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
@@ -135,6 +148,7 @@ class Publisher:
             # Locked-down systems: publication then runs in a thread after the task has closed.
             self.can_start = False
             return
+        self._started = time.monotonic()
         if self._process.stdin is not None and hasattr(os, "set_blocking"):
             # A stopped child must not hold the recorder up: a full pipe counts as its death.
             with contextlib.suppress(OSError):
@@ -171,7 +185,8 @@ class Publisher:
         return True
 
     def leave_running(self) -> None:
-        """Let the child go on alone with what it has left to do."""
+        """Let the child go on alone with what it has left to do; no other is started."""
+        self._is_left = True
         if self._words is not None:
             self._words.close()
             self._words = None

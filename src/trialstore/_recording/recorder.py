@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import time
-import traceback
 import warnings
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 import anyio.lowlevel
 
-from trialstore._errors import StorageError, WriteFailed
+from trialstore._errors import StorageError
 from trialstore._ondisk import disk as disk_port
-from trialstore._ondisk.entries import CleanEnd
 from trialstore._recording import opening
 from trialstore._recording.channel import Channel
+from trialstore._recording.closing import Closing, end_of
 from trialstore._recording.lifecycle import Lifecycle, State
-from trialstore._recording.progress import Level
 from trialstore._recording.publication import Publication
 from trialstore._recording.queue import BoundedQueue
-from trialstore._recording.statistics import Statistics, Tally, Totals, Trouble
+from trialstore._recording.space import SpaceWatch
+from trialstore._recording.statistics import Statistics, Tally, Totals
+from trialstore._recording.trouble import Troubles
 from trialstore._recording.worker import Worker
 from trialstore._recording.writer import Writer
 
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     from trialstore._recording.channel import OnFull
     from trialstore._recording.opening import Opened, Place
     from trialstore._recording.publisher import Publisher
+    from trialstore._recording.trouble import Trouble
 
     Spawn = Callable[[Callable[[], Coroutine[Any, Any, None]]], object]
 
 T = TypeVar("T")
 
-logger = logging.getLogger("trialstore")
-
 #: A writer and a child that have nothing left to do are gone in milliseconds.
 _PATIENCE: Final = 5.0
+_GAVE_UP: Final = "the publisher died repeatedly; journals stay and tasks are readable from them"
 
 
 class Recorder:
@@ -88,12 +88,12 @@ class Recorder:
         self.disk: disk_port.Disk = disk_port.current()
         self._on_full = on_full
         self._keep_journal = keep_journal
-        self._on_trouble = on_trouble
+        self._space = SpaceWatch()
+        self.troubles: Troubles = Troubles(on_trouble, self._gauges)
         self._publish_here = publish_here
         self._queue = BoundedQueue(queue_bytes)
         self._tally = Tally()
         self._finished = Totals()
-        self._free_bytes: int | None = None
         self._pid = os.getpid()
 
     # --- life -------------------------------------------------------------------------------------
@@ -109,11 +109,18 @@ class Recorder:
         self.lifecycle.advance(State.OPENING)
         self._worker = Worker()
         self._publication = Publication(self._worker, self._options, self._publish_here)
+        self.publisher.can_start &= self.disk.reaches_children
         self.writer: Writer = Writer(
-            self._queue, self._worker, self._tally, tick=self._tick, report=self._report
+            self._queue,
+            self._worker,
+            self._tally,
+            self.troubles,
+            tick=self._tick,
+            tock=self._tock,
         )
+        self._closing = Closing(self._worker, self.writer, self.close_timeout)
         try:
-            await self.call(lambda: opening.prepare_root(self.disk, self.root))
+            await self.call(self._prepare_root)
         except BaseException:
             self._worker.stop(1.0)
             self.lifecycle.advance(State.CLOSED)
@@ -215,15 +222,14 @@ class Recorder:
         _living.discard(self)
         for channel in self.channels:
             if not channel.has_end:
-                channel.put_end(self._end(channel, reason))
-        failed = self.writer.drain_now(self.close_timeout)
+                channel.put_end(end_of(channel, reason))
+        for channel in self.writer.drain_now(self.close_timeout):
+            self._closing.rescue_now(channel, reason)
         for channel in self.channels:
             channel.let_go()
             channel.lifecycle.state = State.CLOSED
         self._publication.leave()
         self.lifecycle.state = State.CLOSED
-        for channel in failed:
-            logger.error("%s", self._write_failed(channel, None))
 
     def forget_after_fork(self) -> None:
         """In a forked child: let go of files, locks and pipe; write nothing."""
@@ -269,6 +275,7 @@ class Recorder:
             opened.arrays,
             opened.journal,
             opened.lock,
+            opened.fallbacks,
             queue=self._queue,
             on_full=self._on_full,
             tally=self._tally,
@@ -281,11 +288,13 @@ class Recorder:
         return channel
 
     def _options(self, channel: Channel) -> dict[str, Any]:
-        fallback = self.place(channel.folder.parent.name).fallback(channel.task)
         return {
             "keep_journal": self._keep_journal,
-            "fallback": None if fallback is None else str(fallback),
+            "fallback": [str(folder) for folder in channel.fallbacks],
         }
+
+    def _gauges(self) -> tuple[int, int, int | None]:
+        return self._queue.used, self._queue.capacity, self._space.free_bytes
 
     async def flush(self, channel: Channel) -> None:
         """Wait until everything that a task has accepted is durable.
@@ -304,7 +313,7 @@ class Recorder:
                 return
             job = self.writer.unsettled(channel)
             if time.monotonic() - began > self.close_timeout and job is not None:
-                raise self._write_failed(channel, job.error)
+                raise self._closing.write_failed(channel, job.error)
 
     async def publish(self, channel: Channel) -> None:
         """Make everything durable so far readable with foreign tools.
@@ -344,7 +353,11 @@ class Recorder:
         if deadline is None:
             deadline = anyio.current_time() + self.close_timeout
         try:
-            await self._drain(channel, failure, deadline)
+            try:
+                await self._closing.drain(channel, failure, deadline)
+            finally:
+                if channel not in self.writer.channels:
+                    self.channels.remove(channel)
             await self._publication.finish(channel, deadline - anyio.current_time())
         except StorageError:
             if not self.writer.stopped.is_set():
@@ -356,34 +369,6 @@ class Recorder:
             channel.lifecycle.state = State.CLOSED
             channel.closed.set()
 
-    async def _drain(
-        self, channel: Channel, failure: BaseException | None, deadline: float
-    ) -> None:
-        """Make everything durable and let go of journal and lock, or raise WriteFailed."""
-        if self.writer.stopped.is_set():
-            raise WriteFailed("the event loop was torn down")
-        story = await self._story(failure, deadline)
-        progress = channel.progress
-        with anyio.CancelScope(deadline=deadline):
-            # Twice, so that the end can tell the figures of everything before it.
-            self.writer.hurry()
-            await progress.wait_for_items(progress.accepted_items)
-            channel.put_end(self._end(channel, story))
-            self.writer.hurry()
-            await progress.wait_for_items(progress.accepted_items)
-        problem: WriteFailed | None = None
-        if progress.durable_items < progress.accepted_items:
-            job = self.writer.unsettled(channel)
-            problem = self._write_failed(channel, None if job is None else job.error)
-            progress.failure = problem
-            progress.wake()
-        self.writer.drop(channel)
-        self.channels.remove(channel)
-        with anyio.move_on_after(max(deadline - anyio.current_time(), 1.0)):
-            await self.call(channel.let_go)
-        if problem is not None:
-            raise problem
-
     # --- figures and trouble ----------------------------------------------------------------------
 
     def statistics(self) -> Statistics:
@@ -391,34 +376,45 @@ class Recorder:
         totals = Totals(self._finished.trials, self._finished.bytes)
         for channel in self.channels:
             totals.add(channel.statistics())
-        return self._tally.statistics(
+        found = self._tally.statistics(
             totals.trials, totals.bytes, self._queue.used, self._queue.peak, self._tally.losses
         )
+        return self.with_state(found)
+
+    def with_state(self, found: Statistics) -> Statistics:
+        """Add what is true of the whole recorder now: trouble, and room on the disk."""
+        return replace(
+            found,
+            trouble=self.troubles.current,
+            free_bytes=self._space.free_bytes,
+            seconds_left=self._space.seconds_left,
+        )
+
+    def _prepare_root(self) -> None:
+        opening.prepare_root(self.disk, self.root)
+        self._look_at_space()
 
     def _tick(self) -> None:
         """Once a second, in the thread."""
         self.publisher.check()
-        with contextlib.suppress(OSError):
-            self._free_bytes = self.disk.free_bytes(self.root)
+        self._look_at_space()
 
-    def _report(self, what: str | None) -> None:
-        if what is None and self.publisher.gave_up and self.channels:
-            what = "the publisher died repeatedly; journals stay and tasks are readable from them"
-        is_new = what is not None and self._tally.trouble is None
-        self._tally.trouble = what
-        if what is None or not is_new:
-            return
-        logger.warning("%s", what)
-        if self._on_trouble is None:
-            return
-        trouble = Trouble(
-            what, time.time_ns(), self._queue.used, self._queue.capacity, self._free_bytes
-        )
-        try:
-            self._on_trouble(trouble)
-        except Exception as error:  # noqa: BLE001 - a broken hook must not end the writer
-            # Without a traceback: writing one out reads source files, and this is the loop.
-            logger.error("the on_trouble hook failed: %r", error)  # noqa: TRY400
+    def _look_at_space(self) -> None:
+        free = None
+        with contextlib.suppress(OSError):
+            free = self.disk.free_bytes(self.root)
+        self._space.note(time.monotonic(), free)
+
+    def _tock(self) -> None:
+        """After it, on the loop: tell what was seen."""
+        what, is_news = self._space.alarm()
+        if what is None:
+            self.troubles.end("space")
+        elif is_news:
+            self.troubles.end("space")
+            self.troubles.begin("space", what)
+        if self.publisher.gave_up and self.channels:
+            self.troubles.begin("publisher", _GAVE_UP)
 
     # --- parts ------------------------------------------------------------------------------------
 
@@ -430,36 +426,6 @@ class Recorder:
     async def call(self, function: Callable[[], T]) -> T:
         """Run a blocking function in the recorder's thread."""
         return await self._worker.call(function)
-
-    async def _story(self, failure: BaseException | None, deadline: float) -> str | None:
-        """Write the traceback out, in the thread: it reads source files."""
-        if failure is None:
-            return None
-        with anyio.CancelScope(deadline=deadline):
-            return await self.call(lambda: "".join(traceback.format_exception(failure)))
-        return repr(failure)
-
-    def _end(self, channel: Channel, story: str | None) -> CleanEnd:
-        return CleanEnd(
-            trials=channel.next_trial,
-            status="complete" if story is None else "interrupted",
-            traceback=story,
-            unix_ns=time.time_ns(),
-            monotonic_ns=time.monotonic_ns(),
-            statistics=channel.statistics().to_json(),
-        )
-
-    def _write_failed(self, channel: Channel, error: Exception | None) -> WriteFailed:
-        first, last = channel.progress.trials[Level.DURABLE - 1], channel.next_trial
-        trials = range(first, last)
-        what = f"trials {first} to {last - 1} exist" if trials else "what was streamed exists"
-        failed = WriteFailed(
-            f"task {channel.task!r}: {what} nowhere but in memory and could not be made durable "
-            f"within {self.close_timeout:.0f} s: {error or 'the disk does not answer'}",
-            trials,
-        )
-        failed.__cause__ = error
-        return failed
 
 
 class _Prepared:

@@ -33,6 +33,10 @@ class Statistics:
         Trials and chunks refused because the queue was full (``on_full="drop"``).
     trouble : str or None
         What is wrong with the disk or the publisher right now.
+    free_bytes : int or None
+        Free space on the data's disk, in bytes, if the system says.
+    seconds_left : float or None
+        How long it lasts at the rate at which it vanished lately; None while it does not shrink.
     """
 
     trials: Levels = Levels()
@@ -45,6 +49,8 @@ class Statistics:
     stalls: tuple[tuple[int, float], ...] = ()
     losses: int = 0
     trouble: str | None = None
+    free_bytes: int | None = None
+    seconds_left: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain JSON values, the levels by name."""
@@ -52,29 +58,6 @@ class Statistics:
         values["trials"] = self.trials._asdict()
         values["bytes"] = self.bytes._asdict()
         return values
-
-
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """What is wrong, as the `on_trouble` hook is told.
-
-    Parameters
-    ----------
-    what : str
-        For a person: what failed, where, and what happens now.
-    since : int
-        Unix time in nanoseconds when it began.
-    queue_bytes, queue_limit : int
-        How full the queue is, and how full it may become.
-    free_bytes : int or None
-        Free space on the data's disk, if the system says.
-    """
-
-    what: str
-    since: int
-    queue_bytes: int
-    queue_limit: int
-    free_bytes: int | None
 
 
 #: A list of stalls longer than this says no more than its first part.
@@ -90,7 +73,6 @@ class Tally:
     longest_to_durable_ns: int = 0
     losses: int = 0
     stalls: list[tuple[int, float]] | None = None
-    trouble: str | None = None
 
     def note_hold(self, nanoseconds: int) -> None:
         """A call held the loop for so long."""
@@ -118,7 +100,6 @@ class Tally:
             longest_to_durable=self.longest_to_durable_ns / 1e9,
             stalls=tuple(self.stalls or ()),
             losses=losses,
-            trouble=self.trouble,
         )
 
 

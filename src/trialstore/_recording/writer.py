@@ -7,7 +7,6 @@ disk takes it or the task must be closed.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from dataclasses import dataclass, field
@@ -30,9 +29,8 @@ if TYPE_CHECKING:
     from trialstore._recording.items import Item
     from trialstore._recording.queue import BoundedQueue
     from trialstore._recording.statistics import Tally
+    from trialstore._recording.trouble import Troubles
     from trialstore._recording.worker import Worker
-
-logger = logging.getLogger("trialstore")
 
 #: A thread hop costs the loop 60-90 us (measured); a hundred a second cost it less than one
 #: percent.
@@ -97,10 +95,10 @@ class Writer:
         The thread.
     tally : Tally
         Counters.
-    tick : callable
-        Housekeeping, run in the thread about once a second.
-    report : callable
-        Told what is wrong, or None when all is well again; runs on the loop.
+    troubles : Troubles
+        Told what is wrong, and when all is well again.
+    tick, tock : callable
+        Housekeeping about once a second: in the thread, and then on the loop.
     """
 
     def __init__(
@@ -108,24 +106,27 @@ class Writer:
         queue: BoundedQueue,
         worker: Worker,
         tally: Tally,
+        troubles: Troubles,
         *,
         tick: Callable[[], None],
-        report: Callable[[str | None], None],
+        tock: Callable[[], None],
     ) -> None:
         self.channels: list[Channel] = []
         self.stopped: anyio.Event = anyio.Event()
+        #: Held while a journal is written to.
+        self.committing: threading.Lock = threading.Lock()
         self._queue = queue
         self._worker = worker
         self._tally = tally
+        self._troubles = troubles
         self._tick = tick
-        self._report = report
+        self._tock = tock
         self._jobs: dict[Channel, Job] = {}
         self._has_work = False
         self._work = anyio.Event()
         self._urgent = anyio.Event()
         self._stopping = False
         self._scope = anyio.CancelScope(shield=True)
-        self._committing = threading.Lock()
         self._last_tick = time.monotonic()
         self._poisonings = 0
         self._marked: dict[Channel, int] = {}
@@ -252,15 +253,16 @@ class Writer:
                 await call.done.wait()
             if not call.done.is_set():
                 seconds = time.monotonic() - began
-                self._report(f"the disk has not answered for {seconds:.0f} s")
+                self._troubles.begin("hung", f"the disk has not answered for {seconds:.0f} s")
         await call.wait()
+        self._troubles.end("hung")
         self._tally.note_commit(began_unix, time.monotonic() - began)
         for job in jobs:
             self._settle(job)
         self._report_state()
 
     def _run_jobs(self, jobs: Sequence[Job]) -> None:
-        with self._committing:
+        with self.committing:
             for job in jobs:
                 job.run()
 
@@ -285,23 +287,26 @@ class Writer:
     def _report_state(self) -> None:
         held = next((job for job in self._jobs.values() if job.error is not None), None)
         if held is not None:
-            self._report(
+            self._troubles.begin(
+                "held",
                 f"task {held.channel.task!r} cannot be written ({held.error}); "
-                "its trials are held in memory and tried again every second"
+                "its trials are held in memory and tried again every second",
             )
             return
+        self._troubles.end("held")
         poisonings = sum(len(channel.journal.poisoned) for channel in self.channels)
         if poisonings > self._poisonings:
             notes = [note for channel in self.channels for note in channel.journal.poisoned]
-            logger.warning("the disk failed; recording goes on in a new segment: %s", notes[-1])
+            what = f"the disk failed; recording goes on in a new segment: {notes[-1]}"
+            self._troubles.tell(what)
         self._poisonings = poisonings
-        self._report(None)
 
     async def _housekeep(self) -> None:
         now = time.monotonic()
         if now - self._last_tick >= IDLE_TICK:
             self._last_tick = now
             await self._worker.call(self._tick)
+            self._tock()
 
     # --- without a loop ---------------------------------------------------------------------------
 
@@ -311,7 +316,7 @@ class Writer:
         The worker thread may be in the middle of a batch: it is given `patience` seconds to finish.
         """
         self._stopping = True
-        if not self._committing.acquire(timeout=patience):
+        if not self.committing.acquire(timeout=patience):
             return list(self.channels)
         try:
             failed = []
@@ -326,7 +331,7 @@ class Writer:
                     channel.progress.reach(Level.DURABLE, job.trials, job.nbytes)
             return failed
         finally:
-            self._committing.release()
+            self.committing.release()
 
 
 def _next_job(channel: Channel) -> Job | None:

@@ -1,0 +1,425 @@
+"""Rows 2 to 4: killed at each call of the port, while recording, recovering and publishing."""
+
+from __future__ import annotations
+
+import functools
+import random
+import shutil
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from tests.campaign.content import Promise, reader_of, verify
+from tests.campaign.examine import (
+    digest,
+    folder_of,
+    leftovers,
+    overwritten,
+    published_breaches,
+    segments_below,
+)
+from tests.campaign.failpoints import CALLS, STATES, TRIALS, KillingDisk, live, over, whole_life
+from tests.campaign.frame import Effort, Outcome, Row
+from tests.campaign.lanes import Child, Lane, in_lanes
+from tests.campaign.recorder import heard, record
+from trialstore import StorageError, TaskReader
+from trialstore._ondisk import layout
+from trialstore._publishing.service import publish_once
+from trialstore._publishing.task import TaskPublisher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+    from typing import Any
+
+    from tests.campaign.failpoints import Life
+
+_KILLED: Final = -9
+#: A number that no recording reaches.
+_NEVER: Final = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One failpoint."""
+
+    at: int
+    is_after: bool
+
+    def disk(self) -> KillingDisk:
+        """Return the disk that kills there."""
+        return KillingDisk(self.at, is_after=self.is_after)
+
+    def __str__(self) -> str:
+        return f"{'after' if self.is_after else 'before'} call {self.at}"
+
+
+def points(calls: int) -> list[Point]:
+    """Return every failpoint of something that makes so many calls."""
+    return [Point(at, is_after) for at in range(calls) for is_after in (False, True)]
+
+
+def calls_of(body: Callable[[KillingDisk], Callable[[], None]], folder: Path) -> int:
+    """Run something to its end, once; return how many calls it made.
+
+    Raises
+    ------
+    RuntimeError
+        If it fails.
+    """
+    with Child(body(KillingDisk(_NEVER, is_after=False)), folder) as child:
+        if child.wait() != 0:
+            raise RuntimeError(f"without any fault: {child.errors}")
+        return next(int(line.split()[1]) for line in child.lines() if line.startswith("N"))
+
+
+def _note_point(child: Child, outcome: Outcome, coverage: dict[str, int]) -> None:
+    for line in child.lines():
+        if line.startswith("K "):
+            outcome.tried += 1
+            coverage[line[2:]] = coverage.get(line[2:], 0) + 1
+
+
+def _tell_coverage(outcome: Outcome, coverage: dict[str, int]) -> None:
+    for name, count in sorted(coverage.items()):
+        outcome.figures[f"at {name}"] = count
+
+
+# --- row 2: while recording -----------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _History:
+    """What a recording said, for each time the task was created."""
+
+    promises: dict[int, Promise] = field(default_factory=dict)
+    pickles: set[int] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, lines: Iterable[str]) -> _History:
+        history, epochs = cls(), dict[int, list[bytes]]()
+        for line in lines:
+            kind, _, number = line.partition(" ")
+            if kind == "E":
+                epochs[int(number)] = []
+            elif kind == "Y":
+                history.pickles = {int(number)}
+            elif kind == "y":
+                history.pickles |= {int(number)}
+            elif epochs and kind != "K":
+                epochs[max(epochs)].append(line.encode())
+        history.promises = {epoch: heard(said) for epoch, said in epochs.items()}
+        return history
+
+
+def kill_while_recording(lane: Lane) -> Outcome:
+    """Kill a recording before and after each call of the port, and go on with what it left."""
+    outcome, coverage = Outcome("kills"), dict[str, int]()
+    with lane.effort.workspace(memory=True) as space:
+        calls = calls_of(lambda disk: live(whole_life, space / "clean" / "data", disk), space)
+        outcome.figures["calls of one recording"] = calls if lane.number == 0 else 0
+        for attempt, point in enumerate(_share(points(calls), lane)):
+            where = f"row 2, {point}"
+            root = space / str(attempt) / "data"
+            root.parent.mkdir()
+            with Child(live(whole_life, root, point.disk()), space) as child:
+                code = child.wait()
+                _note_point(child, outcome, coverage)
+                if code not in (0, _KILLED):
+                    outcome.breach("broken", f"{where}: ended with {code}: {child.errors}")
+                    continue
+                _examine(root, _History.of(child.lines()), outcome, where, attempt)
+            shutil.rmtree(root.parent)
+    _tell_coverage(outcome, coverage)
+    return outcome
+
+
+def _share(tries: list[Any], lane: Lane) -> list[Any]:
+    """Return what this lane tries of all there is: its part of it, or a sample."""
+    if not lane.is_full:
+        tries = random.Random(lane.seed).sample(tries, min(len(tries), lane.count * lane.lanes))
+    return tries[lane.number :: lane.lanes]
+
+
+def _examine(root: Path, history: _History, outcome: Outcome, where: str, attempt: int) -> None:
+    promises = dict(history.promises)
+    trash = overwritten(root)
+    epoch = 1 if trash else 0
+    for folder in trash:
+        first = promises[0]
+        reader = TaskReader(folder)
+        verify(root, first.durable, first.submitted, outcome, f"{where}, trash", reader=reader)
+    now = promises.get(epoch, Promise())
+    found = _look(root, now, epoch, outcome, where)
+    folder = folder_of(root)
+    if found is not None and epoch == 0 and history.pickles:
+        _look_at_pickle(root, history.pickles, outcome, where)
+    if found is None:
+        outcome.count("not begun yet, begun anew")
+        found, keywords = 0, {"overwrite": True}
+    elif attempt % 2 and (folder / layout.JOURNAL).is_dir():
+        publish_once(folder, {})
+        verify(root, now.durable, now.submitted, outcome, where, epoch_of=lambda _: epoch)
+        keywords = {"resume": True}
+    else:
+        keywords = {"resume": True}
+    _go_on(root, found, epoch, keywords, outcome, where)
+
+
+def _look(
+    root: Path, promise: Promise, epoch: int, outcome: Outcome, where: str
+) -> int | None:
+    """Hold the task against the model; None if there is none, and none was promised."""
+    try:
+        reader = reader_of(root)
+        if reader.status == "foreign" and not promise.is_open and not promise.durable:
+            return None
+        found = verify(
+            root, promise.durable, promise.submitted, outcome, where, epoch_of=lambda _: epoch
+        )
+        if reader.losses:
+            outcome.breach("broken", f"{where}: losses {reader.losses}")
+    except StorageError as error:
+        if promise.is_open or promise.durable:
+            outcome.breach("broken", f"{where}: {error!r}")
+        return None
+    return found
+
+
+def _look_at_pickle(root: Path, expected: set[int], outcome: Outcome, where: str) -> None:
+    try:
+        found = reader_of(root).pickle("calibration")["n"]
+    except StorageError:
+        found = 0
+    # One that was only begun may be there or not; the first may be missing then.
+    if found not in (expected if expected != {1} or found else {0, 1}):
+        outcome.breach("silent", f"{where}: the pickle is {found}, not one of {expected}")
+
+
+def _go_on(
+    root: Path, found: int, epoch: int, keywords: dict[str, bool], outcome: Outcome, where: str
+) -> None:
+    body = functools.partial(record, root, first=found, count=1, epoch=epoch, **keywords)
+    disk = KillingDisk(_NEVER, is_after=False)
+    with Child(over(disk, lambda: anyio.run(body)), root.parent) as child:
+        if child.wait() != 0:
+            outcome.breach("broken", f"{where}: going on failed: {child.errors}")
+            return
+    acknowledged = set(range(found + 1))
+    verify(root, acknowledged, found + 1, outcome, where, epoch_of=lambda _: epoch)
+    for message in published_breaches(folder_of(root), lambda _: epoch):
+        outcome.breach("broken", f"{where}: {message}")
+    if rest := leftovers(folder_of(root)):
+        outcome.breach("broken", f"{where}: left behind: {rest}")
+
+
+# --- rows 3 and 4: while recovering ---------------------------------------------------------------
+
+
+def _publish(root: Path) -> None:
+    publish_once(folder_of(root), {})
+
+
+def _resume(root: Path) -> None:
+    anyio.run(functools.partial(record, root, resume=True, count=0))
+
+
+def _publish_between(root: Path) -> None:
+    publisher = TaskPublisher(folder_of(root))
+    try:
+        publisher.publish()
+    finally:
+        publisher.close()
+
+
+#: Ways to recover, each of which may be killed and be followed by another.
+_WAYS: Final = {"publish": _publish, "resume": _resume}
+
+
+@dataclass(slots=True)
+class _Ground:
+    """A task that must be recovered, as it is before, and what it must be in the end."""
+
+    name: str
+    root: Path
+    calls: dict[str, int]
+    expected: dict[str, Any]
+    segments: dict[str, bytes]
+
+    @classmethod
+    def lay(cls, name: str, life: Life, space: Path, ways: dict[str, Any]) -> _Ground:
+        root = space / name / "data"
+        root.parent.mkdir()
+        with Child(live(life, root, KillingDisk(_NEVER, is_after=False)), space) as child:
+            if child.wait() != _KILLED:
+                raise RuntimeError(f"{name}: {child.errors}")
+        calls, expected = {}, {}
+        for way, recover in ways.items():
+            copy = space / "clean" / "data"
+            shutil.copytree(root.parent, copy.parent)
+            calls[way] = calls_of(
+                lambda disk, copy=copy, recover=recover: over(disk, lambda: recover(copy)), space
+            )
+            _finish(copy)
+            expected = digest(folder_of(copy))
+            shutil.rmtree(copy.parent)
+        return cls(name, root, calls, expected, segments_below(root))
+
+
+def _finish(root: Path) -> None:
+    if (folder_of(root) / layout.JOURNAL).is_dir():
+        publish_once(folder_of(root), {})
+
+
+def kill_while_recovering(lane: Lane) -> Outcome:
+    """Kill recovery at each call, then the recovery of that, then recover: one and the same end."""
+    outcome, coverage = Outcome("kills"), dict[str, int]()
+    with lane.effort.workspace(memory=True) as space:
+        grounds = [_Ground.lay(name, life, space, _WAYS) for name, life in STATES.items()]
+        tries = [
+            (ground, way, point)
+            for ground in grounds
+            for way, calls in ground.calls.items()
+            for point in points(calls)
+        ]
+        for attempt, (ground, way, point) in enumerate(_share(tries, lane)):
+            dice = lane.random(attempt)
+            root = space / "try" / "data"
+            shutil.copytree(ground.root.parent, root.parent)
+            where = f"row 3, {ground.name}: {way} killed {point}"
+            _kill_in(_WAYS[way], root, point, outcome, coverage)
+            _check(root, ground, outcome, where)
+            again = dice.choice(sorted(_WAYS))
+            second = dice.choice(points(ground.calls[again]))
+            where += f", then {again} {second}"
+            _kill_in(_WAYS[again], root, second, outcome, coverage)
+            _check(root, ground, outcome, where)
+            _check_end(root, ground, outcome, where)
+            shutil.rmtree(root.parent)
+    _tell_coverage(outcome, coverage)
+    return outcome
+
+
+def _kill_in(
+    recover: Callable[[Path], None],
+    root: Path,
+    point: Point,
+    outcome: Outcome,
+    coverage: dict[str, int],
+) -> None:
+    """Recover in a child process, which is killed on its way if it gets so far."""
+    if not (folder_of(root) / layout.JOURNAL).is_dir():
+        outcome.count("recovered before the second kill")
+        return
+    with Child(over(point.disk(), lambda: recover(root)), root.parent.parent) as child:
+        code = child.wait()
+        _note_point(child, outcome, coverage)
+        if code not in (0, _KILLED):
+            outcome.breach("broken", f"{root}: recovery ended with {code}: {child.errors}")
+
+
+def _check(root: Path, ground: _Ground, outcome: Outcome, where: str) -> None:
+    """Readers give every trial, published paths are whole, no old segment was touched."""
+    folder = folder_of(root)
+    verify(root, set(range(TRIALS)), TRIALS, outcome, where)
+    for message in published_breaches(folder, lambda _: 0):
+        outcome.breach("broken", f"{where}: {message}")
+    for name, data in segments_below(root, root.parent / f"{root.name}.trash").items():
+        if ground.segments.get(name, data) != data:
+            outcome.breach("broken", f"{where}: segment {name} was changed in place")
+
+
+def _check_end(root: Path, ground: _Ground, outcome: Outcome, where: str) -> None:
+    _finish(root)
+    found = digest(folder_of(root))
+    for part, expected in ground.expected.items():
+        if found[part] != expected:
+            outcome.breach("broken", f"{where}: {part} is {found[part]!r}, not {expected!r}")
+    for name in leftovers(folder_of(root)):
+        if name.startswith(f".{layout.JOURNAL}."):
+            # Killed while a journal that was published and moved aside is deleted: nobody is
+            # called for it any more; the next recorder, or `trialstore prune`, takes it away.
+            outcome.count("a published journal half deleted")
+        else:
+            outcome.breach("broken", f"{where}: left behind: {name}")
+
+
+def kill_while_publishing(lane: Lane) -> Outcome:
+    """Kill publication at each call, and at random times for what happens inside HDF5."""
+    outcome, coverage = Outcome("kills"), dict[str, int]()
+    ways = {"publish": _publish, "publish between": _publish_between}
+    with lane.effort.workspace(memory=True) as space:
+        grounds = [_Ground.lay(name, life, space, ways) for name, life in STATES.items()]
+        tries: list[tuple[_Ground, str, Point | None]] = [
+            (ground, way, point)
+            for ground in grounds
+            for way, calls in ground.calls.items()
+            for point in [*points(calls), *[None] * calls]
+        ]
+        for attempt, (ground, way, point) in enumerate(_share(tries, lane)):
+            root = space / "try" / "data"
+            shutil.copytree(ground.root.parent, root.parent)
+            where = f"row 4, {ground.name}: {way} killed {point or lane.name(attempt)}"
+            if point is None:
+                _kill_at_random(ways[way], root, lane.random(attempt), outcome)
+            else:
+                _kill_in(ways[way], root, point, outcome, coverage)
+            _check(root, ground, outcome, where)
+            _check_end(root, ground, outcome, where)
+            shutil.rmtree(root.parent)
+    _tell_coverage(outcome, coverage)
+    return outcome
+
+
+def _kill_at_random(
+    recover: Callable[[Path], None], root: Path, dice: random.Random, outcome: Outcome
+) -> None:
+    with Child(lambda: recover(root), root.parent.parent) as child:
+        child.listen(dice.uniform(0.0, 0.06))
+        child.kill()
+        outcome.tried += 1
+        outcome.count("at random times", child.wait() == _KILLED)
+
+
+# --- the rows -------------------------------------------------------------------------------------
+
+
+def _row_2(effort: Effort) -> Outcome:
+    outcome = in_lanes(kill_while_recording, effort, effort.of(60, len(CALLS) * 100))
+    if effort.is_full:
+        outcome.figures["calls of the port never made"] = ", ".join(
+            name for name in CALLS if f"at {name}" not in outcome.figures
+        ) or "none"
+    return outcome
+
+
+def _row_3(effort: Effort) -> Outcome:
+    return in_lanes(kill_while_recovering, effort, effort.of(60, 10_000))
+
+
+def _row_4(effort: Effort) -> Outcome:
+    return in_lanes(kill_while_publishing, effort, effort.of(60, 10_000))
+
+
+ROWS: Final = (
+    Row(
+        2,
+        "kill -9 before and after each call of the disk port while recording",
+        "what was durable is there; recording goes on in the same task, or anew if it had not begun",
+        _row_2,
+    ),
+    Row(
+        3,
+        "kill -9 during recovery, and again during the recovery of that",
+        "at each point readers give every trial; the end is the same as after one clean recovery; "
+        "no byte of an old segment is changed",
+        _row_3,
+    ),
+    Row(
+        4,
+        "kill -9 of publication, at each step and at random times",
+        "a published path holds nothing or a whole set; publishing again gives the same files",
+        _row_4,
+    ),
+)
