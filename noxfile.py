@@ -46,6 +46,32 @@ def types(session: nox.Session) -> None:
     session.run("pyright", "--verifytypes", "trialstore", "--ignoreexternal")
 
 
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure what recording costs beside its peers: 25 minutes, ``-- --quick`` takes three.
+
+    Whole runs write docs/reference/performance.md; those of single rows (``--only``) do not.
+    """
+    session.install("-e.[all]", "--group=bench")
+    _install_axopy(session)
+    docs = [] if "--only" in session.posargs else ["--docs", "docs"]
+    session.run("python", "-m", "tests.benchmarks", *docs, *session.posargs)
+
+
+@nox.session(default=False)
+def mutations(session: nox.Session) -> None:
+    """Take each safety line away and see a test fail: about five minutes; words choose some."""
+    session.install("-e.[all]", "--group=test")
+    session.run("python", "-m", "tests.campaign.mutations", *session.posargs)
+
+
+@nox.session(default=False)
+def soak(session: nox.Session) -> None:
+    """Record while everything goes wrong: 20 minutes, or ``-- --minutes N``."""
+    session.install("-e.[all]", "--group=test")
+    session.run("python", "-m", "tests.soak", *session.posargs)
+
+
 def _install_axopy(session: nox.Session) -> None:
     """Install AxoPy, for the tests that compare with it, without Qt and the rest of its needs."""
     session.install("--no-deps", "axopy==0.2.3")

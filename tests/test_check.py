@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import h5py
@@ -25,8 +28,6 @@ from trialstore._ondisk import layout, manifest
 from trialstore._publishing.service import publish_once
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from trialstore.upkeep import Finding, TaskReport
 
 
@@ -57,7 +58,9 @@ def test_a_whole_task_is_said_to_be_whole(tmp_path: Path) -> None:
     report = checked(task)
     assert (report.status, report.is_published, report.exit_code) == ("complete", True, 0)
     assert (report.acknowledged, report.recovered, report.damaged) == (4, 4, 0)
-    assert not (report.findings or report.doubts or report.remarks)
+    assert not (report.findings)
+    assert not (report.doubts)
+    assert not (report.remarks)
     assert {part.file: part.trials for part in report.whole} == {
         "trials.csv": 4,
         "timing.csv": 4,
@@ -543,3 +546,50 @@ def test_a_library_call_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFix
     upkeep.recover(root)
     upkeep.prune(upkeep.plan_pruning(root))
     assert capsys.readouterr() == ("", "")
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parent.parent / "docs/how-to/check-and-recover.md"
+
+
+@pytest.mark.slow
+def test_what_the_page_shows_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each command line, and the Python example, on data that is whole, kept and cut off."""
+    text = PAGE.read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    published(tmp_path / "data", "kept", keep_journal=True)
+    cut_off(tmp_path / "data")
+    (example,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for line in text.splitlines() if line.startswith("trialstore ")]
+    assert len(lines) == 8
+    for line in lines:
+        words = line.partition("  #")[0].partition(">")[0].split()
+        result = CliRunner().invoke(app, words[1:], input="n\n")
+        assert result.exit_code == (1 if words[1:] == ["prune", "data"] else 0), result.output
+    published(tmp_path / "data", "again", keep_journal=True)
+    exec(compile(example, str(PAGE), "exec"), {})
+    assert "every bit is there" in capsys.readouterr().out
+    assert not (tmp_path / "data/p0/again/journal").exists()
+
+
+def test_the_page_names_every_class_and_exit_code() -> None:
+    """The table of classes is that of the code."""
+    text = PAGE.read_text(encoding="utf-8")
+    for kind, words in upkeep.CLASSES.items():
+        code = 3 if kind not in {"torn", "refused"} else 0
+        assert re.search(rf"^\| `{kind}` \| .* \| {code} \|$", text, flags=re.MULTILINE), kind
+        assert words.split(":")[0] in text or kind in {"refused", "superseded"}
+    assert (upkeep.WHOLE, upkeep.UNKNOWN, upkeep.LOSSES) == (0, 1, 3)
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    """`trialstore.upkeep` has what it lists; functions tell parameters, and what they raise."""
+    for name in upkeep.__all__:
+        thing = getattr(upkeep, name)
+        if callable(thing):
+            assert inspect.getdoc(thing)
+    for function in (upkeep.check, upkeep.plan_recovery, upkeep.recover, upkeep.plan_pruning):
+        assert "Raises\n------\nStorageError" in (inspect.getdoc(function) or "")

@@ -472,6 +472,7 @@ def test_the_files_are_the_codes() -> None:
         f"{layout.JOURNAL}/{layout.PUBLISH_LOCK}",
         f"{layout.JOURNAL}/{layout.BASE}",
         f"{layout.JOURNAL}/{layout.ANSWER}",
+        f"{layout.JOURNAL}/{layout.RESERVE}",
     ]
     assert members_of("timing.csv", "column") == list(table.Timing._fields)
     own = [field.name for field in fields(Manifest)]

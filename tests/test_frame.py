@@ -21,6 +21,7 @@ from trialstore._reading.frame import (
     frame_from_foreign_csv,
     frame_from_rows,
 )
+from trialstore._reading.plain import parse_plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -334,6 +335,62 @@ def test_a_large_table_is_exact() -> None:
         "bool",
         "object",
     ]
+
+
+def plain_table(**columns: Any) -> tuple[pd.DataFrame, bool]:
+    """The frame of a table long enough for pandas' parser, and whether that one read it."""
+    table = Table()
+    attrs = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    for row in attrs:
+        table.add(encode_attrs(row))
+    data, kinds, rows = table.render(), table.kinds(), len(table)
+    return frame_of_attrs(attrs), parse_plain(data, kinds, rows) is not None
+
+
+def test_pandas_parser_gives_the_same_as_cell_by_cell() -> None:
+    """Any bits of a float, NaN, texts that look like something else, and gaps come back."""
+    bits = np.random.default_rng(3).integers(0, 2**64, 3000, np.uint64)
+    floats = bits.view(np.float64).tolist()
+    floats[:4] = [NAN, float("inf"), float("-inf"), -0.0]
+    texts = ["", "nan", "NA", "None", " x ", "007", "1e3", "\u00e4", "#", "-"]
+    frame, is_quick = plain_table(
+        x=floats,
+        n=list(range(-1500, 1500)),
+        s=[texts[row % len(texts)] for row in range(3000)],
+        b=[row % 7 == 0 for row in range(3000)],
+        gaps=[None if row % 5 else row for row in range(3000)],
+        mixed=[row if row % 2 else row / 8 for row in range(3000)],
+    )
+    assert is_quick
+    found = frame["x"].to_numpy()
+    expected = np.array(floats)
+    is_nan = np.isnan(expected)
+    assert np.array_equal(np.isnan(found), is_nan)
+    assert np.array_equal(found.view(np.int64)[~is_nan], expected.view(np.int64)[~is_nan])
+    assert frame["s"].tolist()[:10] == texts
+    assert [str(dtype) for dtype in frame.dtypes] == [
+        *("float64", "int64", "object", "bool", "Int64", "float64"),
+    ]
+
+
+@pytest.mark.parametrize("odd", ["a,b", 'say "x"', "two\nlines", "nul\0", "\r"])
+def test_what_needs_quotes_is_read_cell_by_cell(odd: str) -> None:
+    """Texts that pandas' parser would take apart come back whole."""
+    frame, is_quick = plain_table(s=["x"] * 1500 + [odd], n=list(range(1501)))
+    assert not is_quick
+    assert frame["s"].iloc[-1] == odd
+
+
+@pytest.mark.parametrize("change", [(b"\n7,7\n", b"\n7,7,7\n"), (b"\n7,7\n", b"\n7\n")])
+def test_a_large_table_of_uneven_rows_is_refused(change: tuple[bytes, bytes]) -> None:
+    """A row that is too long or too short is no row, however many there are."""
+    table = Table()
+    for row in range(2000):
+        table.add(encode_attrs({"a": row, "b": row}))
+    data = table.render()
+    assert change[0] in data
+    with pytest.raises(FormatError, match="fields"):
+        frame_from_csv(data.replace(*change), table.kinds(), len(table))
 
 
 def test_axopys_tables_are_read_as_axopy_reads_them() -> None:

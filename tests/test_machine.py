@@ -24,20 +24,21 @@ pytestmark = [
 def test_the_state_machine(tmp_path: Path) -> None:
     """I1 to I6 hold after every step of any sequence of recording, faults and reading.
 
-    More of them: ``pytest tests/test_machine.py --hypothesis-profile=campaign``.
+    Many more of them: ``pytest tests/test_machine.py --hypothesis-profile=campaign -o
+    faulthandler_timeout=0``.
     """
     from tests.machine.driver import Nursery
-    from tests.machine.machine import Machine
+    from tests.machine.machine import machine_for
 
     profile = hypothesis.settings.default
     assert profile is not None
     outcome = Outcome("faults")
     with Nursery() as nursery:
         run_state_machine_as_test(
-            lambda: Machine(nursery, tmp_path, outcome),
+            machine_for(nursery, tmp_path, outcome),
             settings=hypothesis.settings(
                 profile,
-                max_examples=profile.max_examples // 4,
+                max_examples=profile.max_examples // 5,
                 stateful_step_count=20,
                 suppress_health_check=list(hypothesis.HealthCheck),
             ),

@@ -33,9 +33,11 @@ def trashed(root: Path, name: str = "reach") -> Path:
     return task.rename(target)
 
 
-def offered(root: Path, **options: bool) -> list[str]:
+def offered(root: Path, *, damaged: bool = False) -> list[str]:
     """Names of what is offered."""
-    return [candidate.path.name for candidate in upkeep.plan_pruning(root, **options).candidates]
+    return [
+        candidate.path.name for candidate in upkeep.plan_pruning(root, damaged=damaged).candidates
+    ]
 
 
 # --- kept journals --------------------------------------------------------------------------------
@@ -101,6 +103,31 @@ def test_a_published_set_that_forgot_a_trial_is_no_proof(tmp_path: Path) -> None
     shutil.copytree(published(root, "again", keep_journal=True) / "journal", other / "journal")
     (kept,) = upkeep.plan_pruning(root / "p0/less").kept
     assert "array 'emg' of trial 0 is not published" in kept.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"row_shift": 1}, "row of trial 0 is not the published one"),
+        ({"sample_shift": 1}, "array 'emg' of trial 0 differs"),
+    ],
+)
+def test_a_journal_is_compared_value_by_value(
+    tmp_path: Path, change: dict[str, int], reason: str
+) -> None:
+    """A published set of the same shape, whole by its own manifest, with one other value."""
+    root = tmp_path / "data"
+    task = published(root)
+    other = published(
+        root,
+        "other",
+        keep_journal=True,
+        row_shift=change.get("row_shift", 0),
+        sample_shift=change.get("sample_shift", 0),
+    )
+    (other / "journal").rename(task / "journal")
+    (kept,) = upkeep.plan_pruning(root / "p0/reach").kept
+    assert reason in kept.reason
 
 
 def test_damaged_journals_are_evidence(tmp_path: Path) -> None:

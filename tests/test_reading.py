@@ -196,7 +196,8 @@ def test_a_published_task_without_its_manifest_is_foreign(published: Path) -> No
     reader = TaskReader(published)
     assert reader.status == "complete"
     (published / "manifest.json").unlink()
-    assert reader.status == "foreign"
+    with pytest.warns(UserWarning, match=r"manifest\.json.*gone"):
+        assert reader.status == "foreign"
     check_foreign = reader.trials
     assert check_foreign["n"].tolist() == [0, 1, 2]
     np.testing.assert_array_equal(reader.array("emg", 2), emg_of(2))

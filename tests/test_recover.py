@@ -165,17 +165,20 @@ def test_damaged_bytes_are_kept_unchanged(tmp_path: Path) -> None:
     assert upkeep.recover(root) == report
 
 
-def test_a_damaged_manifest_is_kept_aside(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["edited", "cut", "empty"])
+def test_a_damaged_manifest_is_kept_aside(tmp_path: Path, damage: str) -> None:
     """The journal tells what the manifest did; its damaged bytes stay under another name."""
     root = tmp_path / "data"
     cut_off(root)
     path = root / "p0/reach/manifest.json"
-    described = manifest.Manifest("recording", "p0", "reach").encode()
-    path.write_bytes(described.replace(b"p0", b"p1"))
+    whole = manifest.Manifest("recording", "p0", "reach").encode()
+    data = {"edited": whole.replace(b"p0", b"p1"), "cut": whole[:99], "empty": b""}[damage]
+    path.write_bytes(data)
     report = upkeep.recover(root)
     assert report.exit_code == 0
     (aside,) = path.parent.glob("manifest.json.damaged-*")
-    assert aside.read_bytes() == described.replace(b"p0", b"p1")
+    assert aside.read_bytes() == data
+    assert [remark.file for remark in report.tasks[0].remarks] == [aside.name]
     check_content(root, 4)
 
 
@@ -273,6 +276,19 @@ def test_segments_on_another_disk_are_found(tmp_path: Path) -> None:
     check_content(root, 4)
     assert not list(other.rglob("*.segment"))
     assert not (root / "p0/reach/journal").exists()
+
+
+def test_segments_of_another_session_are_neither_read_nor_removed(tmp_path: Path) -> None:
+    """What an overwritten task of this name has left on the other disk is not part of this one."""
+    root, other = tmp_path / "data", tmp_path / "other"
+    with_fallback(root, other)
+    old = other / "p0/reach/journal-ba9876543210"
+    cut_off(tmp_path / "old", trials=7).folder.rename(old)
+    before = snapshot(old)
+    report = upkeep.recover(root, fallback=other)
+    assert (report.tasks[0].recovered, report.exit_code) == (4, 0)
+    assert [path.name for path in (other / "p0/reach").iterdir()] == [old.name]
+    assert snapshot(old) == before
 
 
 def test_a_journal_can_be_kept(tmp_path: Path) -> None:

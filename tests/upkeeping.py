@@ -54,16 +54,18 @@ def published(
     length: int = 30,
     keep_journal: bool = False,
     loose: bool = False,
+    row_shift: int = 0,
+    sample_shift: int = 0,
 ) -> Path:
     """Make a published task and return its folder; `loose` makes it an interrupted one."""
     folder = root / "p0" / name
     folder.mkdir(parents=True)
     recording = Recording(folder / layout.JOURNAL)
     for number in range(trials):
-        recording.append("emg", samples(number, length=length))
+        recording.append("emg", samples(number + sample_shift, length=length))
         if number % 2:
             recording.append("key", np.array([number], "u1"))
-        recording.trial(n=number, code="007", note='a,"b"')
+        recording.trial(n=number + row_shift, code="007", note='a,"b"')
     if loose:
         recording.append("emg", np.zeros((2, 5)))
     else:

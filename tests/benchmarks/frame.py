@@ -173,7 +173,7 @@ def alternate(first: Callable[[], Figures], second: Callable[[], Figures], pairs
 
 def ratio(pairs: Pairs, figure: str) -> float:
     """Median over the pairs of the second's figure as a multiple of the first's."""
-    return statistics.median(second[figure] / first[figure] for first, second in pairs)
+    return float(statistics.median(second[figure] / first[figure] for first, second in pairs))
 
 
 def median(measured: Sequence[Figures], figure: str) -> float:

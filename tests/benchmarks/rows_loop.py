@@ -32,7 +32,7 @@ from tests.benchmarks.frame import (
     ratio,
 )
 from tests.benchmarks.measure import conclude
-from tests.benchmarks.peers import PEERS, available, load
+from tests.benchmarks.peers import PEERS, chosen, load
 from tests.benchmarks.peers.ours import Ours
 from tests.benchmarks.process import measure
 from tests.shims import slow_disk
@@ -130,7 +130,6 @@ def run_lateness(effort: Effort) -> Outcome:
     """Measure ourselves beside the idle loop on three disks, then the peers."""
     outcome = Outcome()
     seconds = effort.of(6.0, 2.0, 0.2)
-    everyone = [name for name in available() if name != "trialstore"]
     for delay_ms in (0, 20, 200):
         disk = f"{delay_ms} ms added" if delay_ms else "healthy disk"
         run = partial(_one_lateness, effort, seconds, delay_ms)
@@ -140,24 +139,15 @@ def run_lateness(effort: Effort) -> Outcome:
         idle, ours = ([pair[side] for pair in pairs] for side in (0, 1))
         for who, measured in (("idle loop", idle), ("trialstore", ours)):
             _lateness_bars(outcome, disk, who, measured)
-        chosen = everyone if effort.level != "quick" else _quick_peers(delay_ms)
-        for name in chosen:
+        # With little time, only the disk on which they differ most.
+        others = chosen(effort)[1:] if effort.of(True, delay_ms == 20, delay_ms == 20) else []
+        for name in others:
             _lateness_bars(outcome, disk, PEERS[name].label, [run(name)])
-    verify_all(
-        outcome,
-        effort,
-        [*everyone, "trialstore"]
-        if effort.level == "full"
-        else [name for name in ("trialstore", "h5py", "axopy") if name in available()],
-    )
+    verify_all(outcome, effort, chosen(effort))
     outcome.notes.append(
         f"{seconds:g} s each; peers were measured once on each disk, pairs are ours"
     )
     return outcome
-
-
-def _quick_peers(delay_ms: int) -> list[str]:
-    return [name for name in ("h5py", "axopy") if delay_ms == 20 and name in available()]
 
 
 def _one_lateness(effort: Effort, seconds: float, delay_ms: int, name: str) -> Figures:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tests.benchmarks.frame import Effort, Figures
+    from tests.benchmarks.frame import Effort, Figures, Pairs
 
 _TRIAL_SAMPLES: Final = 2000
 _SMALL_SAMPLES: Final = 2
@@ -213,8 +213,7 @@ def _compare(
     chart: str,
     limit: float,
 ) -> None:
-    pairs = alternate(*(partial(measure, read, way=way, folder=folder) for way in ways),
-                      effort.pairs)  # fmt: skip
+    pairs = _pairs(effort, folder, *ways)
     count = len(pairs)
     hand, ours = (median([pair[side] for pair in pairs], "seconds") for side in (0, 1))
     outcome.bars += [
@@ -223,6 +222,11 @@ def _compare(
     ]
     told = f"{what} of {chart}, as a multiple of the loop by hand"
     outcome.checks.append(Check(told, ratio(pairs, "seconds"), limit, "x", count))
+
+
+def _pairs(effort: Effort, folder: Path, first: str, second: str) -> Pairs:
+    one, other = (partial(measure, read, way=way, folder=folder) for way in (first, second))
+    return alternate(one, other, effort.pairs)
 
 
 def _seconds(effort: Effort, folder: Path, way: str) -> float:
@@ -260,9 +264,7 @@ def _add_small(outcome: Outcome, effort: Effort) -> None:
         wrong = measure(record, folder=folder, trials=trials, samples=_SMALL_SAMPLES, chunks=1)
         require_right(outcome, "small trials", wrong["wrong"])
         ways = ("ours_each", "axopy_each")
-        pairs = alternate(
-            *(partial(measure, read, way=way, folder=folder) for way in ways), effort.pairs
-        )
+        pairs = _pairs(effort, folder, *ways)
     chart = f"{trials} trials of {CHANNELS} x {_SMALL_SAMPLES} float64"
     count = len(pairs)
     for side, who in enumerate(("trialstore", "AxoPy, the same files")):
@@ -297,9 +299,7 @@ def _add_rows(outcome: Outcome, effort: Effort) -> None:
         wrong = measure(record, folder=folder, trials=rows, samples=1, chunks=0)
         require_right(outcome, "rows", wrong["wrong"])
         ways = ("hand_rows", "ours_rows")
-        pairs = alternate(
-            *(partial(measure, read, way=way, folder=folder) for way in ways), effort.pairs
-        )
+        pairs = _pairs(effort, folder, *ways)
     count = len(pairs)
     for side, who in enumerate(("pandas.read_csv, dtypes guessed", "trialstore, as recorded")):
         seconds = median([pair[side] for pair in pairs], "seconds")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from tests.benchmarks.content import CHANNELS, Device, attrs_of, differences
 from tests.benchmarks.frame import Bar, Check, Outcome, Row, alternate, median, ratio
 from tests.benchmarks.measure import children, conclude
-from tests.benchmarks.peers import PEERS, available, load
+from tests.benchmarks.peers import PEERS, available, chosen, load
 from tests.benchmarks.peers.ours import Ours
 from tests.benchmarks.process import measure
 from tests.benchmarks.rows_loop import paced, require_right, verify_all
@@ -48,7 +48,7 @@ def capture(who: str, folder: str, samples: int, nbytes: int, seconds: float) ->
 
 def _capture_raw(folder: Path, device: Device, nbytes: int, end: float) -> int:
     """The limit: nothing but system calls, synced as often as ours."""
-    block = memoryview(device.read()).cast("B")
+    block = device.read().data.cast("B")
     pieces = [block] * min(_IOV_MAX, max(1, _BATCH_BYTES // len(block)))
     fd = os.open(folder / "raw", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     stored = unsynced = 0
@@ -233,10 +233,8 @@ def run_rows(effort: Effort) -> Outcome:
     outcome = Outcome()
     trials = effort.of(100_000, 100_000, 500)
     fewer = {"axopy": effort.of(1000, 500, 20), "zarr": effort.of(500, 100, 20)}
-    for name in available():
+    for name in chosen(effort):
         count = effort.pairs if name == "trialstore" else 1
-        if effort.level == "quick" and name not in {"trialstore", "axopy", "h5py"}:
-            continue
         many = trials if name == "trialstore" else fewer.get(name, effort.of(5000, 1000, 20))
         measured = []
         for turn in range(count):
@@ -326,13 +324,13 @@ def run_burst(effort: Effort) -> Outcome:
         Bar(chart, "h5py + csv in a thread, closed", median(theirs, "closed_s"), "s", count),
         Bar(chart, "the same, and synced", median(theirs, "synced_s"), "s", count),
     ]
-    for name in available() if effort.level != "quick" else ["trialstore", "h5py"]:
+    for name in chosen(effort):
         found = run(name, verify=True)
         require_right(outcome, PEERS[name].label, found["wrong"])
         if name not in {"trialstore", "h5py"}:
             label = f"{PEERS[name].label}, closed"
             outcome.bars.append(Bar(chart, label, found["closed_s"], "s"))
-    outcome.notes.append("h5py, PyTables, zarr and MCAP never sync: closed is not durable")
+    outcome.notes.append("AxoPy, h5py, PyTables, zarr and MCAP never sync: closed is not durable")
     return outcome
 
 

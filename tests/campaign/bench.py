@@ -85,16 +85,18 @@ class Journal:
             begins[session] = found[0].seq
             self.durable[name], self.telling[name] = np.zeros((2, len(data)), np.bool_)
             for frame in found:
-                is_alone = self._note(name, frame)
+                self._note(name, frame)
                 if frame.seq <= durable:
                     self.durable[name][frame.offset : frame.end] = True
                     end = frame.meta_offset + frame.meta_length
-                    self.telling[name][frame.offset : end] = is_alone
+                    self.telling[name][frame.offset : end] = True
                     end = frame.body_offset + frame.body_length
-                    self.telling[name][frame.body_offset : end] = is_alone
+                    self.telling[name][frame.body_offset : end] = True
+        for places in (places for frames in self.frames.values() for places in frames.values()):
+            for name, start, end in places if len(places) > 1 else ():
+                self.telling[name][start:end] = False
 
-    def _note(self, name: str, frame: Frame) -> bool:
-        """Note where a frame stands; return whether it is the only one, later segments first."""
+    def _note(self, name: str, frame: Frame) -> None:
         meta = self.files[name][frame.meta_offset :][: frame.meta_length]
         record = entries.decode(frame.type, meta)
         match record:
@@ -103,10 +105,9 @@ class Journal:
             case TrialCommit():
                 key = "row"
             case _:
-                return True
+                return
         places = self.frames.setdefault(record.trial, {}).setdefault(key, [])
         places.append(Span(name, frame.offset, frame.end))
-        return len(places) == 1
 
     @property
     def segments(self) -> list[str]:
@@ -271,8 +272,12 @@ class Bench:
         if most is not None and len(lost) > most:
             outcome.breach("broken", f"{where}: {lost} are lost, more than {most}")
         is_told = any(loss.kind != "refused" for loss in losses)
-        if not is_told and self._hits(known.telling, touched):
-            outcome.breach("silent", f"{where}: acknowledged bytes are damaged, and nothing is told")
+        if not is_told and self._hits(
+            known.telling, [span for span in touched if span.start < span.end]
+        ):
+            outcome.breach(
+                "silent", f"{where}: acknowledged bytes are damaged, and nothing is told"
+            )
         if is_told and not (lost or self._hits(known.durable, touched)):
             outcome.breach("broken", f"{where}: nothing was lost, and {losses} are told")
         if self.now != {path.name: path.read_bytes() for path in self.folder.iterdir()}:
@@ -284,6 +289,8 @@ class Bench:
             mask = masks.get(name)
             if mask is None:
                 continue
+            if start == end and mask[start - 1 : start + 1].all():  # something was put in between
+                return True
             old, new = self.known.files[name][start:end], self.now.get(name, b"")[start:end]
             changed = np.ones(len(old), np.bool_)
             if len(old) == len(new):

@@ -11,12 +11,20 @@ import itertools
 import json
 import random
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from tests.campaign.bench import NAMES, Bench, Journal, Span, frames_of, golden, remembered, witness_of
+from tests.campaign.bench import (
+    NAMES,
+    Bench,
+    Journal,
+    Span,
+    frames_of,
+    golden,
+    remembered,
+    witness_of,
+)
 from tests.campaign.frame import Effort, Outcome, Row
 from tests.golden.make import memory_of
 from tests.journals import Recording
@@ -24,13 +32,14 @@ from trialstore._ondisk.journal import FrameType, encode_frame, encode_header, s
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
     from typing import TypeVar
 
     T = TypeVar("T")
 
 SECTORS: Final = (512, 4096)
 #: Mutants of each journal at quick effort.
-_QUICK: Final = 1200
+_QUICK: Final = 400
 
 
 def sampled(effort: Effort, mutants: Sequence[T], quick: int = _QUICK) -> Sequence[T]:
@@ -73,7 +82,9 @@ def row_10(effort: Effort) -> Outcome:
                 flipped = files[name][at] ^ 1 << bit
                 _overwrite(bench, name, at, bytes([flipped]), f"bit {bit} of byte {at}", most=1)
                 outcome.count("bits flipped")
-            values = [(*place, value) for place in places for value in (0, 0xFF, dice.randrange(256))]
+            values = [
+                (*place, value) for place in places for value in (0, 0xFF, dice.randrange(256))
+            ]
             for name, at, value in sampled(effort, values):
                 _overwrite(bench, name, at, bytes([value]), f"byte {at} = {value}", most=1)
                 outcome.count("bytes overwritten")
@@ -136,7 +147,7 @@ def _mix_up_sectors(bench: Bench, name: str, size: int, step: int) -> None:
             told = f"{where} doubled at {place}"
             bench.try_files({name: doubled}, told, [Span(name, place, place)])
             count("doubled")
-        for other in range(end, len(data) - size, 4 * step):
+        for other in range(end, len(data) - size, size):
             swapped = data[:at] + data[other:][:size] + data[end:other] + sector
             swapped += data[other + size :]
             spans = [Span(name, at, end), Span(name, other, other + size)]
@@ -197,8 +208,12 @@ def _segment_of(session: bytes, frames: int) -> bytes:
     for seq in range(10, 10 + frames):
         meta = json.dumps(
             {
-                **{"trial": seq, "row": [["n", "int", "666"]], "arrays": {}},
-                **{"unix_ns": 1, "monotonic_ns": 2, "first_unix_ns": None},
+                "trial": seq,
+                "row": [["n", "int", "666"]],
+                "arrays": {},
+                "unix_ns": 1,
+                "monotonic_ns": 2,
+                "first_unix_ns": None,
             }
         ).encode()
         pieces, previous = encode_frame(
@@ -217,9 +232,12 @@ def row_14(effort: Effort) -> Outcome:
     outcome = Outcome("damaged frames around a journal")
     foreign = golden("clean").files["000001.segment"]
     with effort.workspace(memory=True) as folder:
+        # What a recorder could have stored of its own segment: all that was there before.
         own = _around(folder / "first", b"").files["000001.segment"]
+        own = own[: next(f for f in frames_of(own) if f.type == FrameType.CHUNKS).offset]
         inside = {"foreign": foreign, "foreign, cut": foreign[:2000], "own": own}
         inside |= {f"own, cut at {n}": own[:n] for n in range(300, len(own), 150)}
+        inside["own, shifted"] = bytes(4) + own
         around = {what: _around(folder / what, data) for what, data in inside.items()}
     with benches(effort, outcome, *around.values()) as all_benches:
         for bench in all_benches:
@@ -236,10 +254,10 @@ def row_14(effort: Effort) -> Outcome:
 
 
 def _around(folder: Path, inside: bytes) -> Journal:
-    """Record a journal of four trials; the second has bytes as its samples."""
+    """Record a journal of eight trials; the fifth has bytes as its samples."""
     recording = Recording(folder, session="ff" * 16)
-    for index in range(4):
-        if index == 1:
+    for index in range(8):
+        if index == 4:
             recording.append("blob", np.frombuffer(inside, "u1"))
         recording.trial(n=index, text="x" * 40)
         recording.commit()

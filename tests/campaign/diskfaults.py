@@ -10,26 +10,25 @@ import contextlib
 import errno
 import itertools
 import random
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
-from tests.campaign.content import SUBJECT, TASK, reader_of
 from tests.campaign.frame import Outcome, Row
 from tests.campaign.sick import (
     Session,
     Settings,
     Told,
-    check,
+    judge,
     quiet,
     record_here,
+    side_by_side,
 )
 from tests.shims import Action, Call, Faults
-from trialstore import StorageError
-from trialstore._publishing.service import publish_once
 from trialstore.testing import FailingDisk, use
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
     from typing import Any
 
     from tests.campaign.frame import Effort
@@ -162,55 +161,14 @@ def _try_port(
     return True
 
 
-def judge(
-    told: Told,
-    settings: Settings,
-    outcome: Outcome,
-    where: str,
-    *,
-    is_whole: bool = True,
-    may_refuse: bool = False,
-) -> None:
-    """Hold the disk against the story; then publish what was not, on a well disk, and again.
-
-    Parameters
-    ----------
-    told, settings, outcome, where
-        As for `check`.
-    is_whole : bool, optional
-        Every trial must be there.
-    may_refuse : bool, optional
-        The task need not have been opened.
-    """
-    if not told.submitted and may_refuse:
-        outcome.count("refused at the start, clearly")
-        outcome.count("folders of refused tasks that a sick disk kept", len(told.half_made))
-        return
-    if told.write_failures:
-        outcome.count("held to the end and named by WriteFailed")
-    check(told, settings, outcome, where, whole=is_whole)
-    root = Path(settings.root)
-    if not told.submitted or reader_of(root).status != "recording":
-        return
-    outcome.count("published on a well disk afterwards")
-    fallback = f"{settings.fallback}/{SUBJECT}/{TASK}/journal" if settings.fallback else None
-    try:
-        publish_once(root / SUBJECT / TASK, {"fallback": fallback})
-    except (StorageError, OSError) as error:
-        outcome.breach("broken", f"{where}: cannot be published on a well disk: {error}")
-        return
-    check(told, settings, outcome, f"{where}, then published", whole=is_whole)
-    if reader_of(root).status == "recording":
-        outcome.breach("broken", f"{where}: is not published by publishing it")
-
-
 def _every_n(effort: Effort, faults: Sequence[tuple[Kind, Moment]], outcome: Outcome) -> None:
     """Full: every n, every length, with and without a second disk. Quick: a part of that."""
     lengths: tuple[Length, ...] = ("once", "until told", "for ever")
     for (kind, moment), length, fallback in itertools.product(faults, lengths, (False, True)):
         is_main = length == "once" and not fallback and moment != "after"
-        stride = 1 if effort.is_full else 2 if is_main else 6
-        for nth in range(1, _MANY, stride):
+        if not (effort.is_full or is_main or (kind, moment) == faults[0]):
+            continue
+        for nth in range(1, _MANY, 1 if effort.is_full else 3):
             with effort.workspace(memory=True) as folder:
                 if not _try_port(folder, kind, moment, nth, length, fallback, outcome):
                     break
@@ -223,17 +181,24 @@ _CALLS_16: Final = (Call.SYNC, Call.SYNC_FOLDER)
 
 
 def _through_shim(effort: Effort, calls: Sequence[Call], outcome: Outcome) -> None:
-    """Let the n-th call of the recorder, or of its publisher, fail below libc."""
+    """Let the n-th call of the recorder, or of its publisher, fail below libc, once or for ever."""
     dice = random.Random(effort.seed)
-    for call, of_publisher in itertools.product(calls, (False, True)):
+
+    def attempt(call: Call, nth: int, count: int, of_publisher: bool, part: Outcome) -> int:
         with effort.workspace() as folder, Faults() as faults:
-            rule = _shim_run(folder, faults, call, 10**9, 1, outcome, of_publisher=of_publisher)
+            seen = _shim_run(folder, faults, call, nth, count, part, of_publisher=of_publisher)
             faults.require_attached()
-        numbers = range(1, rule + 1)
-        chosen = numbers if effort.is_full else dice.sample(numbers, min(2, len(numbers)))
-        for nth, count in itertools.product(chosen, (1, 0)):
-            with effort.workspace() as folder, Faults() as faults:
-                _shim_run(folder, faults, call, nth, count, outcome, of_publisher=of_publisher)
+        return seen
+
+    tries: list[Callable[[Outcome], object]] = []
+    for call, of_publisher in itertools.product(calls, (False, True)):
+        numbers = range(1, 1 + attempt(call, _MANY, 1, of_publisher, outcome))
+        for count in (1, 0):
+            # A publisher that always fails costs seconds: it is waited for, or started again.
+            full = numbers if count or not of_publisher else numbers[:: max(1, len(numbers) // 12)]
+            chosen = full if effort.is_full else dice.sample(numbers, min(1, len(numbers)))
+            tries += [partial(attempt, call, nth, count, of_publisher) for nth in chosen]
+    side_by_side(tries, outcome)
 
 
 def _shim_run(
@@ -251,11 +216,12 @@ def _shim_run(
     who = "publisher" if of_publisher else "recorder"
     where = f"shim: {call.name} {nth} of the {who}{'' if count else ' and all after it'}"
     is_final = not count and not of_publisher
+    # A publisher that cannot even write its answer is waited for until the deadline.
     settings = Settings(
         root=str(root),
         publish_every=6,
         lasting=is_final,
-        close_timeout=_IMPATIENCE if is_final else 20.0,
+        close_timeout=20.0 if count else _IMPATIENCE,
     )
     session = Session(settings, faults.environment)
     # Its number is known only now; it needs a good part of a second to reach the disk.

@@ -138,6 +138,7 @@ async def whole_life(root: Path, disk: KillingDisk) -> None:
             disk.fails_next_sync = True
             await _in_turn(task, 2, 3)
             for path in sorted((task.root / layout.JOURNAL).glob("*.segment"))[-1:]:
+                say("U", 3)
                 path.unlink()  # what is deleted under the recorder, it writes again
             await _in_turn(task, 3, 4)
             await _pickle(task, 1)

@@ -90,14 +90,16 @@ def _tell_coverage(outcome: Outcome, coverage: dict[str, int]) -> None:
 
 
 @dataclass(slots=True)
-class _History:
+class History:
     """What a recording said, for each time the task was created."""
 
     promises: dict[int, Promise] = field(default_factory=dict)
     pickles: set[int] = field(default_factory=set)
+    #: A segment was deleted by hand and not yet written again: the only copy, until then.
+    is_deleted: bool = False
 
     @classmethod
-    def of(cls, lines: Iterable[str]) -> _History:
+    def of(cls, lines: Iterable[str]) -> History:
         history, epochs = cls(), dict[int, list[bytes]]()
         for line in lines:
             kind, _, number = line.partition(" ")
@@ -107,7 +109,10 @@ class _History:
                 history.pickles = {int(number)}
             elif kind == "y":
                 history.pickles |= {int(number)}
+            elif kind == "U":
+                history.is_deleted = True
             elif epochs and kind != "K":
+                history.is_deleted &= kind != "D"
                 epochs[max(epochs)].append(line.encode())
         history.promises = {epoch: heard(said) for epoch, said in epochs.items()}
         return history
@@ -129,7 +134,7 @@ def kill_while_recording(lane: Lane) -> Outcome:
                 if code not in (0, _KILLED):
                     outcome.breach("broken", f"{where}: ended with {code}: {child.errors}")
                     continue
-                _examine(root, _History.of(child.lines()), outcome, where, attempt)
+                examine(root, History.of(child.lines()), outcome, where, attempt)
             shutil.rmtree(root.parent)
     _tell_coverage(outcome, coverage)
     return outcome
@@ -142,7 +147,7 @@ def _share(tries: list[Any], lane: Lane) -> list[Any]:
     return tries[lane.number :: lane.lanes]
 
 
-def _examine(root: Path, history: _History, outcome: Outcome, where: str, attempt: int) -> None:
+def examine(root: Path, history: History, outcome: Outcome, where: str, attempt: int) -> None:
     promises = dict(history.promises)
     trash = overwritten(root)
     epoch = 1 if trash else 0
@@ -151,40 +156,39 @@ def _examine(root: Path, history: _History, outcome: Outcome, where: str, attemp
         reader = TaskReader(folder)
         verify(root, first.durable, first.submitted, outcome, f"{where}, trash", reader=reader)
     now = promises.get(epoch, Promise())
-    found = _look(root, now, epoch, outcome, where)
+    found = _look(root, now, epoch, outcome, where, may_lose=history.is_deleted)
     folder = folder_of(root)
     if found is not None and epoch == 0 and history.pickles:
         _look_at_pickle(root, history.pickles, outcome, where)
     if found is None:
         outcome.count("not begun yet, begun anew")
         found, keywords = 0, {"overwrite": True}
-    elif attempt % 2 and (folder / layout.JOURNAL).is_dir():
+    elif attempt % 2 and (folder / layout.JOURNAL).is_dir() and not history.is_deleted:
         publish_once(folder, {})
         verify(root, now.durable, now.submitted, outcome, where, epoch_of=lambda _: epoch)
         keywords = {"resume": True}
     else:
         keywords = {"resume": True}
-    _go_on(root, found, epoch, keywords, outcome, where)
+    if not history.is_deleted:
+        _go_on(root, found, epoch, keywords, outcome, where)
 
 
 def _look(
-    root: Path, promise: Promise, epoch: int, outcome: Outcome, where: str
+    root: Path, now: Promise, epoch: int, outcome: Outcome, where: str, *, may_lose: bool
 ) -> int | None:
     """Hold the task against the model; None if there is none, and none was promised."""
     try:
         reader = reader_of(root)
-        if reader.status == "foreign" and not promise.is_open and not promise.durable:
-            return None
         found = verify(
-            root, promise.durable, promise.submitted, outcome, where, epoch_of=lambda _: epoch
+            root, now.durable, now.submitted, outcome, where, epoch_of=lambda _: epoch
         )
-        if reader.losses:
+        if reader.losses and not may_lose:
             outcome.breach("broken", f"{where}: losses {reader.losses}")
     except StorageError as error:
-        if promise.is_open or promise.durable:
+        if now.is_open or now.durable:
             outcome.breach("broken", f"{where}: {error!r}")
         return None
-    return found
+    return found if found or now.is_open else None
 
 
 def _look_at_pickle(root: Path, expected: set[int], outcome: Outcome, where: str) -> None:

@@ -8,6 +8,7 @@ begins to record within milliseconds, where a new interpreter needs half a secon
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from tests.campaign.content import Promise
 
 _ROOT: Final = Path(__file__).parents[2]
+_PR_SET_PDEATHSIG: Final = 1
 _CANNOT: Final = "cannot run"
 
 
@@ -160,6 +162,7 @@ class Child:
     def _live(self, body: Callable[[], object], writing: int, reading: int) -> None:
         code = 1
         try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.dup2(writing, 1)
             errors = os.open(self._errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(errors, 2)
@@ -227,6 +230,10 @@ class Child:
                 self._pipe = -1
         return self._heard.decode().splitlines()
 
+    def lines_so_far(self) -> list[str]:
+        """Return what was heard by now, while it lives."""
+        return self._heard.decode().splitlines()
+
     def promise(self) -> Promise:
         """Return what a recorder promised; to be asked when it has ended."""
         return heard(line.encode() for line in self.lines())
@@ -255,8 +262,21 @@ def has_ended(pid: int, seconds: float) -> bool:
         os.close(fd)
 
 
+def end_process(pid: int) -> None:
+    """Kill a process that one of ours has started, if it still lives."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _end_with_parent() -> None:
+    """End in order, mounts and children taken back, when the campaign is ended or killed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def main() -> None:
     """Be one lane."""
+    _end_with_parent()
     module, name, told = sys.argv[1:]
     # What children say must not get between: the answer alone goes to the real standard output.
     answer = os.dup(1)

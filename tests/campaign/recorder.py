@@ -3,7 +3,7 @@
 ``python -m tests.campaign.recorder ROOT [--resume] [--first N] ...`` writes lines to standard
 output, each with one system call, so that a kill leaves whole lines: ``O 5`` (the task is open,
 trial 5 comes next), ``B 99`` (process 99 is the publisher), ``S 12`` (trial 12 is about to be handed
-over), ``W 12`` (written), ``D 12`` (durable), ``P 13`` (the first 13 are published), ``C 20`` (the
+over), ``W 12`` (written), ``D 12`` (durable), ``V 12`` (a reader was shown trial 12), ``P 13`` (the first 13 are published), ``C 20`` (the
 task is closed with 20 trials).
 """
 
@@ -64,6 +64,7 @@ async def hand_over(task: TaskWriter, number: int, epoch: int = 0) -> None:
 async def record(
     root: Path,
     *,
+    task: str = TASK,
     resume: bool = False,
     overwrite: bool = False,
     repeat: bool = False,
@@ -80,15 +81,15 @@ async def record(
     numbers = itertools.count(first) if count is None else range(first, first + count)
     async with Storage(root, allow_overwrite=overwrite) as storage:
         storage.subject_id = SUBJECT
-        opening = storage.resume_task(TASK) if resume else storage.create_task(TASK, repeat=repeat)
-        async with opening as task:
+        opening = storage.resume_task(task) if resume else storage.create_task(task, repeat=repeat)
+        async with opening as writer:
             say("O", first)
             if (publisher := storage._recorder.publisher.pid) is not None:
                 say("B", publisher)
             for number in numbers:
-                await hand_over(task, number, epoch)
+                await hand_over(writer, number, epoch)
                 if publish_every and number % publish_every == publish_every - 1:
-                    await task.publish()
+                    await writer.publish()
                     say("P", number + 1)
                 await anyio.sleep(pause)
     if count:
@@ -112,7 +113,7 @@ def heard(lines: Iterable[bytes]) -> Promise:
                 promise.submitted = max(promise.submitted, number + 1)
             case b"W":
                 promise.written.update(range(number + 1))
-            case b"D":
+            case b"D" | b"V":
                 promise.durable.update(range(number + 1))
             case b"P" | b"C":
                 promise.durable.update(range(number))

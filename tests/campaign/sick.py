@@ -12,8 +12,12 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -23,21 +27,34 @@ import anyio.to_thread
 import numpy as np
 
 from tests.campaign.content import SUBJECT, TASK, arrays_of, attrs_of, reader_of, verify
-from trialstore import PublishFailed, QueueFull, Storage, StorageError, Trial, WriteFailed
+from tests.campaign.frame import Outcome
+from trialstore import (
+    PublishFailed,
+    QueueFull,
+    Storage,
+    StorageError,
+    TaskLocked,
+    Trial,
+    WriteFailed,
+)
+from trialstore._publishing.service import publish_once
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    from tests.campaign.frame import Outcome
     from trialstore import Receipt, TaskWriter
 
     Tell = Callable[[dict[str, Any]], object]
 
+#: A stop before each attempt to create the task.
+BEFORE_CREATING: Final = -1
 #: An experimenter tries three times to begin.
 _ATTEMPTS: Final = 3
 _TICK: Final = 0.001
+#: How the warning begins that comes while there is still room.
+_EARLY: Final = "the data's disk has"
 _HERE: Final = Path(__file__).parents[2]
 
 
@@ -62,7 +79,8 @@ class Settings:
     lasting : bool
         Give up at the first trouble, instead of waiting until it is over.
     stops : tuple of int
-        Before these trials, and before closing if `count` is among them, wait to be told to go on.
+        Before these trials, and before closing if `count` is among them, wait to be told to go on;
+        `BEFORE_CREATING` stands for each attempt to create the task.
     late : float
         Ticks of the loop that come later than so many seconds are counted.
     """
@@ -92,6 +110,7 @@ class Told:
     published: int = 0
     refusals: list[str] = field(default_factory=list)
     half_made: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
     failed: set[int] = field(default_factory=set)
     write_failures: list[str] = field(default_factory=list)
@@ -117,6 +136,8 @@ class Told:
                 self.refusals.append(error)
                 if left:
                     self.half_made.append(error)
+            case {"warning": str(what)}:
+                self.warnings.append(what)
             case {"trouble": str(what)}:
                 self.troubles.append(what)
             case {"failed": str(error), "trials": list(trials)}:
@@ -145,6 +166,7 @@ class _Experiment:
         self.tell = tell
         self.pause = pause
         self.trouble = anyio.Event()
+        self.accepted = 0
         self.late, self.times_late = 0.0, 0
         self.statistics: dict[str, Any] = {}
 
@@ -206,6 +228,9 @@ class _Experiment:
         return True
 
     def _hook(self, trouble: Any) -> None:
+        if trouble.what.startswith(_EARLY):
+            self.tell({"warning": trouble.what})
+            return
         self.tell({"trouble": trouble.what})
         self.trouble.set()
 
@@ -220,6 +245,7 @@ class _Experiment:
     async def _create(self, storage: Storage) -> TaskWriter | None:
         folder = Path(self.settings.root, SUBJECT, TASK)
         for _ in range(_ATTEMPTS):
+            await self._stop(BEFORE_CREATING)
             try:
                 return await storage.create_task(TASK)
             except StorageError as error:
@@ -258,6 +284,7 @@ class _Experiment:
                 self.tell({"full": str(error)})
             else:
                 if receipt.index is not None:
+                    self.accepted = number + 1
                     return True
                 self.tell({"dropped": number})
             if self.settings.lasting and self.trouble.is_set():
@@ -288,8 +315,7 @@ class _Experiment:
             return
         except PublishFailed as error:
             self._note(error)
-        if self.settings.on_full != "drop":
-            self.tell({"durable": self.settings.count})
+        self.tell({"durable": self.accepted})
 
 
 async def hand_over(task: TaskWriter, number: int, settings: Settings) -> Receipt:
@@ -347,11 +373,18 @@ class Session:
     environment : dict
         Added to ours: the shims.
     before : str
-        Python source that the process runs first, such as setting a limit.
+        Python source that the process runs first, such as setting a timer.
+    patience : float
+        A recorder that has not ended by itself after so many seconds is killed.
     """
 
     def __init__(
-        self, settings: Settings, environment: Mapping[str, str], *, before: str = ""
+        self,
+        settings: Settings,
+        environment: Mapping[str, str],
+        *,
+        before: str = "",
+        patience: float = 30.0,
     ) -> None:
         self.told = Told()
         self.process = subprocess.Popen(
@@ -362,14 +395,16 @@ class Session:
             stderr=subprocess.PIPE,
             env={**os.environ, **environment},
         )
+        self._watchdog = threading.Timer(patience, self.process.kill)
+        self._watchdog.start()
 
-    def hear(self, until: str) -> dict[str, Any] | None:
-        """Hear events up to one of a kind, and return it; None if the process ends before."""
+    def hear(self, *until: str) -> dict[str, Any] | None:
+        """Hear events up to one of these kinds, and return it; None if the process ends before."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             event: dict[str, Any] = json.loads(line)
             self.told.hear(event)
-            if until in event:
+            if event.keys() & set(until):
                 return event
         return None
 
@@ -379,8 +414,8 @@ class Session:
         self.process.stdin.write(b"go\n")
         self.process.stdin.flush()
 
-    def end(self, seconds: float = 120.0) -> Told:
-        """Hear the rest and wait for its end; it is killed if that does not come.
+    def end(self) -> Told:
+        """Hear the rest and wait for its end.
 
         Raises
         ------
@@ -390,14 +425,11 @@ class Session:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.stdin = None
-        try:
-            output, errors = self.process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.communicate()
-            raise RecorderFailed(f"the recorder did not end within {seconds} s") from None
+        output, errors = self.process.communicate()
         for line in output.splitlines():
             self.told.hear(json.loads(line))
+        if self.process.returncode == -signal.SIGKILL:
+            raise RecorderFailed(f"the recorder did not end by itself: {self.told}")
         if self.process.returncode:
             words = errors.decode(errors="replace").strip()[-2000:]
             raise RecorderFailed(f"the recorder ended with {self.process.returncode}: {words}")
@@ -408,12 +440,13 @@ class Session:
         """Count a recorder that hung or died as a breach; leave no process behind."""
         try:
             yield
-        except RecorderFailed as error:
+        except (RecorderFailed, BrokenPipeError) as error:
             outcome.breach("broken", f"{where}: {error}")
         finally:
+            self._watchdog.cancel()
             if self.process.poll() is None:
                 self.process.kill()
-                self.process.communicate()
+            self.process.communicate()
 
 
 class RecorderFailed(Exception):
@@ -456,8 +489,71 @@ def check(
     missing = set(range(found, told.submitted)) - told.failed
     if missing and not whole:
         outcome.breach("silent", f"{where}: WriteFailed does not name {sorted(missing)}")
+    refused = any(loss.kind == "refused" for loss in reader_of(root).losses)
+    if told.dropped and told.is_closed and not told.write_failures and not refused:
+        outcome.breach(
+            "silent", f"{where}: {told.dropped} trials were dropped, and no loss says so"
+        )
     if settings.bulk:
         _check_bulk(root, settings.bulk, found, outcome, where)
+
+
+def judge(
+    told: Told,
+    settings: Settings,
+    outcome: Outcome,
+    where: str,
+    *,
+    is_whole: bool = True,
+    may_refuse: bool = False,
+) -> None:
+    """Hold the disk against the story; then publish what was not, on a well disk, and again.
+
+    Parameters
+    ----------
+    told, settings, outcome, where
+        As for `check`.
+    is_whole : bool, optional
+        Every trial must be there.
+    may_refuse : bool, optional
+        The task need not have been opened.
+    """
+    if not told.submitted and may_refuse:
+        outcome.count("refused at the start, clearly")
+        outcome.count("folders of refused tasks that a sick disk kept", len(told.half_made))
+        return
+    if told.write_failures:
+        outcome.count("held to the end and named by WriteFailed")
+    check(told, settings, outcome, where, whole=is_whole)
+    root = Path(settings.root)
+    if not told.submitted or reader_of(root).status != "recording":
+        return
+    outcome.count("published on a well disk afterwards")
+    problem = publish_later(settings)
+    if problem is not None:
+        outcome.breach("broken", f"{where}: cannot be published on a well disk: {problem}")
+        return
+    check(told, settings, outcome, f"{where}, then published", whole=is_whole)
+
+
+def publish_later(settings: Settings, seconds: float = 30.0) -> str | None:
+    """Publish a task on a well disk, as the next start does; return what went wrong.
+
+    The publisher of the session before may still be at work, and may be the one who does it.
+    """
+    root = Path(settings.root)
+    fallback = f"{settings.fallback}/{SUBJECT}/{TASK}/journal" if settings.fallback else None
+    end = time.monotonic() + seconds
+    while reader_of(root).status == "recording":
+        try:
+            publish_once(root / SUBJECT / TASK, {"fallback": fallback})
+        except (TaskLocked, FileNotFoundError) as error:
+            if time.monotonic() > end:
+                return repr(error)
+            time.sleep(0.05)
+        except (StorageError, OSError) as error:
+            return repr(error)
+    return None
 
 
 def _check_bulk(root: Path, nbytes: int, found: int, outcome: Outcome, where: str) -> None:
@@ -497,6 +593,19 @@ def record_here(
     """Run `record` in this process, to its end."""
     with frozen() if not settings.child else contextlib.nullcontext():
         anyio.run(record, settings, tell, pause)
+
+
+def side_by_side(tries: Iterable[Callable[[Outcome], object]], outcome: Outcome) -> None:
+    """Make tries that mostly wait for processes of their own, a few at a time."""
+
+    def one(attempt: Callable[[Outcome], object]) -> Outcome:
+        part = Outcome("")
+        attempt(part)
+        return part
+
+    with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
+        for part in pool.map(one, tries):
+            outcome.add(part)
 
 
 def say(event: Mapping[str, Any]) -> None:

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from tests.campaign import model, mutations
+
 if TYPE_CHECKING:
     from tests.campaign.frame import Row
 
-ROWS: Final[tuple[Row, ...]] = tuple(sorted((), key=lambda row: row.number))
+ROWS: Final[tuple[Row, ...]] = tuple(
+    sorted((*model.ROWS, *mutations.ROWS), key=lambda row: row.number)
+)

@@ -8,25 +8,28 @@ with what it finds, and Hypothesis can repeat any sequence.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import shutil
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hypothesis import note
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import initialize, invariant, rule
 
 from tests.campaign.content import SUBJECT, TASK, attrs_of, joined
-from tests.machine.driver import Died, Nursery, Recorder
-from tests.machine.model import Breach, Task, _equal
+from tests.machine.driver import Died
+from tests.machine.model import Breach, Task, equal
+from tests.machine.world import World
 from trialstore import DamagedData, FormatError, StorageError, TaskReader
 from trialstore._ondisk import layout
 from trialstore._publishing.service import publish_once
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hypothesis.stateful import RuleBasedStateMachine
+
     from tests.campaign.frame import Outcome
+    from tests.machine.driver import Nursery
 
 #: Calls of the recorder that may fail without its being told to give up.
 _FAILING: Final = (
@@ -37,153 +40,18 @@ _CODES: Final = (5, 28, 30)  # EIO, ENOSPC, EROFS
 _MOMENTS: Final = ("before", "halfway", "after")
 
 
-class Machine(RuleBasedStateMachine):
-    """Any sequence of recording, faults and reading of one task after another.
+def machine_for(nursery: Nursery, parent: Path, outcome: Outcome) -> type[RuleBasedStateMachine]:
+    """Return the machine for recorders from `nursery`, in `parent`, that counts in `outcome`."""
 
-    Parameters
-    ----------
-    nursery : Nursery
-        Where recorders come from.
-    parent : pathlib.Path
-        Where the folders of this example go; taken away with it.
-    outcome : Outcome
-        Counts of the campaign.
-    """
+    class Ready(Machine):
+        def __init__(self) -> None:
+            super().__init__(nursery, parent, outcome)
 
-    def __init__(self, nursery: Nursery, parent: Path, outcome: Outcome) -> None:
-        super().__init__()
-        self.nursery = nursery
-        self.outcome = outcome
-        self.base = Path(tempfile.mkdtemp(prefix="machine-", dir=parent))
-        self.worlds = itertools.count()
-        self.world = self.base / f"{next(self.worlds)}"
-        self.world.mkdir()
-        self.serials = itertools.count()
-        self.task: Task | None = None
-        self.done: dict[Path, Task] = {}
-        self.recorder: Recorder | None = None
-        self.reader: TaskReader | None = None
-        self.may_die = False
-        self.lags = False
-        self.after: Path | None = None
-        self.has_child = False
-        self.backend = "asyncio"
+    return Ready
 
-    def teardown(self) -> None:
-        """Let everything end by itself, look at it a last time, take it away."""
-        try:
-            self._end(kill=False)
-            if self.task is not None:
-                self.everything_is_as_the_list_says()
-            for relative, task in self.done.items():
-                task.check(TaskReader(self.world / relative))
-        finally:
-            if self.recorder is not None:
-                self._end(kill=True)
-            shutil.rmtree(self.base, ignore_errors=True)
 
-    # --- the recorder -----------------------------------------------------------------------------
-
-    @property
-    def root(self) -> Path:
-        """The data's root."""
-        return self.world / "data"
-
-    @property
-    def folder(self) -> Path:
-        """The task's folder."""
-        return self.root / SUBJECT / (TASK if self.task is None else self.task.name)
-
-    def _start(self) -> Recorder:
-        if self.recorder is None:
-            self.recorder = self.nursery.start(
-                self.root, has_child=self.has_child, backend=self.backend
-            )
-            self.may_die = self.lags = False
-            self.after = None
-        return self.recorder
-
-    def _tell(self, do: str, /, **told: Any) -> dict[str, Any] | None:
-        """Tell the recorder something; None if it died of what we have done to it."""
-        try:
-            said = self._start().call(do, **told)
-        except Died:
-            if not self.may_die:
-                raise Breach("broken", f"the recorder died of {do}({told})") from None
-            self._end(kill=True)
-            return None
-        note(f"{do} {told}: {said}")
-        self._note_levels(said)
-        return said
-
-    def _note_levels(self, said: dict[str, Any]) -> None:
-        if self.task is not None and self.task.is_open and "durable" in said:
-            self.task.floor = max(self.task.floor, said["durable"], said["written"])
-
-    def _end(self, *, kill: bool, publisher_too: bool = False, burst: int = 0) -> None:
-        """End the recorder, perhaps in the middle of a burst of trials."""
-        recorder, self.recorder = self.recorder, None
-        if recorder is None:
-            return
-        if self.task is not None and self.task.is_open:
-            for _ in range(burst):
-                serial = self._hand_over()
-                recorder.send("write", serial=serial, wait="none")
-        recorder.end(kill=kill, publisher_too=publisher_too)
-        if kill:
-            self.outcome.tried += 1
-            self.outcome.count("recorders killed")
-        if self.after is not None and self.after.is_dir():
-            self.outcome.count("power cuts")
-            self.world, self.reader = self.after, None
-        if self.task is not None:
-            if self.task.is_open and not kill:
-                self.task.floor = len(self.task.serials)
-            self.task.is_open = False
-            self.outcome.acknowledged += self.task.floor
-
-    def _hand_over(self) -> int:
-        assert self.task is not None
-        serial = self.task.streamed
-        if serial is None:
-            serial = next(self.serials)
-        self.task.serials.append(serial)
-        self.task.streamed = None
-        return serial
-
-    def _open(self) -> Task | None:
-        """Return the task, open for recording; None if the recorder died or could not open it."""
-        if self.task is not None and self.task.is_open:
-            return self.task
-        if self.task is not None:
-            return self._opened("resume", self.task.name)
-        return self._opened("create", TASK) or self._opened("repeat", TASK)
-
-    def _opened(self, how: str, name: str) -> Task | None:
-        is_new = how != "resume"
-        said = self._tell("open", how=how, task=name)
-        if said is None:
-            return None
-        if "error" in said:
-            self._judge_refusal(said)
-            return None
-        if is_new:
-            self.task, self.reader = Task(said["task"]), None
-            if said["first"] != 0:
-                raise Breach("wrong", f"a new task begins with trial {said['first']}")
-        assert self.task is not None
-        self.task.settle(said["first"])
-        self.task.is_open = True
-        return self.task
-
-    def _judge_refusal(self, said: dict[str, Any]) -> None:
-        """A task may be refused for a reason: a fault of the disk, or a damage of ours."""
-        is_ours = said["error"] in {"DamagedData", "FormatError"}
-        if is_ours and self.task is not None and self.task.damage != "other" and not self.lags:
-            raise Breach("broken", f"cannot go on: {said}")
-        if said["error"] in {"StorageError", "TaskExists"} or is_ours:
-            return
-        raise Breach("broken", f"cannot open: {said}")
+class Machine(World):
+    """Any sequence of recording, faults and reading of one task after another."""
 
     # --- recording --------------------------------------------------------------------------------
 
@@ -433,7 +301,7 @@ class Machine(RuleBasedStateMachine):
         expected = joined(self.task.serials[trial]).get("emg")
         if expected is not None:
             found = reader.array("emg", trial=trial, window=(start, start + length))
-            if not _equal(found, expected[:, start : start + length]):
+            if not equal(found, expected[:, start : start + length]):
                 raise Breach("wrong", f"window {start}, {length} of trial {trial}")
 
     @rule()
@@ -449,7 +317,7 @@ class Machine(RuleBasedStateMachine):
             expected = joined(serial)
             if trial.attrs != attrs_of(serial) or arrays.keys() != expected.keys():
                 raise Breach("wrong", f"followed {trial.attrs}, not {attrs_of(serial)}")
-            if not all(_equal(arrays[name], expected[name]) for name in expected):
+            if not all(equal(arrays[name], expected[name]) for name in expected):
                 raise Breach("wrong", f"followed other samples of {trial.attrs}")
 
     @invariant()
@@ -473,3 +341,16 @@ class Machine(RuleBasedStateMachine):
             task.floor = floor
         task.check_pickles(TaskReader(self.folder))
         task.check_published(self.folder)
+
+    def teardown(self) -> None:
+        """Let everything end by itself, look at it a last time, take it away."""
+        try:
+            self._end(kill=False)
+            if self.task is not None:
+                self.everything_is_as_the_list_says()
+            for relative, task in self.done.items():
+                task.check(TaskReader(self.world / relative))
+        finally:
+            if self.recorder is not None:
+                self._end(kill=True)
+            shutil.rmtree(self.base, ignore_errors=True)

@@ -129,7 +129,7 @@ class Task:
                 if self.damage == "journal" and self.is_open:
                     continue  # samples are checked by nobody while a recorder is at work
                 raise Breach("broken", f"{self.name}: array {name!r} of {trial}: {found}")
-            if not _equal(found, expected.get(name)):
+            if not equal(found, expected.get(name)):
                 raise Breach("wrong", f"{self.name}: array {name!r} of trial {trial}")
         if not expected.keys() <= set(reader.array_names) and self.damage == "none":
             raise Breach("silent", f"{self.name}: no arrays {sorted(expected)} of trial {trial}")
@@ -160,7 +160,7 @@ class Task:
                     if key == "timing":
                         continue
                     expected = joined(self.serials[int(key)]).get(path.stem)
-                    if not _equal(file[key][()], expected):
+                    if not equal(file[key][()], expected):
                         raise Breach("wrong", f"{self.name}: {path.name} holds another {key}")
 
 
@@ -173,7 +173,8 @@ def _read(reader: TaskReader, name: str, trial: int) -> NDArray[Any] | DamagedDa
         return refusal
 
 
-def _equal(found: NDArray[Any] | None, expected: NDArray[Any] | None) -> bool:
+def equal(found: NDArray[Any] | None, expected: NDArray[Any] | None) -> bool:
+    """Whether two arrays are the same, dtype and all; None is equal to None."""
     if found is None or expected is None:
         return found is expected
     return found.dtype == expected.dtype and np.array_equal(found, expected)

@@ -247,9 +247,7 @@ def become(line: socket.socket, told: dict[str, Any]) -> None:
     code = 1
     try:
         root = Path(told["root"])
-        anyio.run(
-            lambda: serve(line, root, has_child=told["has_child"]), backend=told["backend"]
-        )
+        anyio.run(lambda: serve(line, root, has_child=told["has_child"]), backend=told["backend"])
         code = 0
     finally:
         sys.stderr.flush()

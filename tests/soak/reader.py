@@ -42,7 +42,7 @@ class Reading:
             if not tasks:
                 time.sleep(0.05)
                 continue
-            newest = self._dice.random() < 0.7  # noqa: PLR2004
+            newest = self._dice.random() < 0.7
             folder = (tasks[0] if newest else self._dice.choice(tasks)).parent
             try:
                 self._look_at(folder, follow=newest)
@@ -60,20 +60,21 @@ class Reading:
         if reader.losses:
             self._wrong(f"{folder}: {reader.losses}")
         for _ in range(min(5, len(rows))):
-            trial = self._dice.randrange(len(rows))
-            whole = array_of(int(rows["task"].iloc[trial]), trial)
+            index = self._dice.randrange(len(rows))
+            whole = array_of(int(rows["task"].iloc[index]), index)
             start = self._dice.randrange(whole.shape[1])
             end = self._dice.randrange(start, whole.shape[1] + 200)
-            found = reader.array("emg", trial=trial, window=(start, end))
+            found = reader.array("emg", trial=index, window=(start, end))
             if not np.array_equal(found, whole[:, start:end]):
-                self._wrong(f"{folder}: samples [{start}, {end}) of trial {trial}")
+                self._wrong(f"{folder}: samples [{start}, {end}) of trial {index}")
             self.reads += 1
 
     def _compare(self, folder: Path, number: int, trial: Trial) -> None:
         task = int(trial.attrs["task"])
         if trial.attrs != attrs_of(task, number):
             self._wrong(f"{folder}: trial {number} is {trial.attrs}")
-        if not np.array_equal(trial.arrays["emg"].data, array_of(task, number)):
+        found = trial.arrays["emg"].data
+        if found is None or not np.array_equal(found, array_of(task, number)):
             self._wrong(f"{folder}: samples of trial {number}")
 
     def _wrong(self, what: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from tests.soak import footprint
 from tests.soak.content import CHUNKS, attrs_of, chunk_of
-from trialstore import ArrayInfo, PublishFailed, Storage
+from trialstore import ArrayInfo, PublishFailed, Storage, StorageError
 from trialstore._recording.publisher import MAX_DEATHS
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tests.soak.footprint import Footprint
     from tests.soak.sick import SickDisk
     from trialstore import Receipt, TaskWriter
+    from trialstore._storage import TaskOpening
 
 _PROBLEMS_KEPT: Final = 20
 _INFO: Final = {"emg": ArrayInfo(rate=10_000.0, unit="mV", dims=("channel", "time"))}
@@ -140,7 +141,8 @@ class Experiment:
 
     async def _round(self, storage: Storage, number: int) -> None:
         """One task alone, two side by side, then the first one again."""
-        async with storage.create_task(f"alone{number}", arrays=_INFO) as task:
+        alone = f"alone{number}"
+        async with await self._open(lambda: storage.create_task(alone, arrays=_INFO)) as task:
             await self._record(task, 3 * number)
             await self._publish(task)
             await self._record(task, 3 * number)
@@ -148,13 +150,23 @@ class Experiment:
         async with anyio.create_task_group() as both:
             for side, name in ((1, "left"), (2, "right")):
                 both.start_soon(self._whole_task, storage, f"{name}{number}", 3 * number + side)
-        async with storage.resume_task(f"alone{number}") as task:
+        async with await self._open(lambda: storage.resume_task(alone)) as task:
             await self._record(task, 3 * number)
         self._deaths_in_a_row = 0
 
     async def _whole_task(self, storage: Storage, name: str, number: int) -> None:
-        async with storage.create_task(name, arrays=_INFO) as task:
+        async with await self._open(lambda: storage.create_task(name, arrays=_INFO)) as task:
             await self._record(task, number)
+
+    async def _open(self, opening: Callable[[], TaskOpening]) -> TaskWriter:
+        """Open a task; when the disk refuses, which leaves nothing half done, once more."""
+        while True:
+            try:
+                return await opening()
+            except StorageError as error:
+                if not isinstance(error.__cause__, OSError):
+                    raise
+                self.ledger.counts["tasks refused by the disk"] += 1
 
     async def _record(self, task: TaskWriter, number: int) -> None:
         """Record one block, a chunk every so often."""
@@ -226,7 +238,7 @@ class Experiment:
         due = time.perf_counter()
         while True:
             due = max(due + period, time.perf_counter())
-            await anyio.sleep(due - time.perf_counter())
+            await anyio.sleep(max(0.0, due - time.perf_counter()))
             self.ledger.lateness.append(time.perf_counter() - due)
 
     async def _kill_publishers(self, storage: Storage) -> None:

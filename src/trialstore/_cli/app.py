@@ -9,6 +9,7 @@ import typer
 
 from trialstore._cli.check import check
 from trialstore._cli.demo import demo
+from trialstore._cli.drill.command import drill
 from trialstore._cli.prune import prune
 from trialstore._cli.recover import recover
 
@@ -38,5 +39,5 @@ def _trialstore(
     """Record experiment trials without waiting for the disk, and without losing one."""
 
 
-for command in (demo, check, recover, prune):
+for command in (demo, drill, check, recover, prune):
     app.command()(command)

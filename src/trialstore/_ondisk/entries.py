@@ -369,7 +369,8 @@ def _trial_commit(values: dict[str, Any]) -> TrialCommit | None:
             "monotonic_ns": int(monotonic_ns),
             "first_unix_ns": (int() | None) as first_unix_ns,
         } if _are_numbers(trial) and _are_counts(unix_ns, monotonic_ns, first_unix_ns or 0):
-            pass
+            if trial == MOST:
+                return None
         case _:
             return None
     cells = []

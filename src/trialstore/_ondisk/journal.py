@@ -96,15 +96,17 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Bytes that are no frame, with a valid frame behind them: damage, not a torn end.
-
-    `spoilt` is the frame before them, if that is not whole: they may have been part of it, or it
-    may reach over what is behind them.
-    """
+    """Bytes that are no frame, with a valid frame behind them: damage, not a torn end."""
 
     offset: int
     end: int
-    spoilt: Frame | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spoilt:
+    """The frame before is not whole, and none follows it: it may reach over what is behind it."""
+
+    frame: Frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,12 @@ def parse_header(data: Buffer) -> bytes | None:
             )
         return bytes(session)
     return None
+
+
+def frames_in(read: Read, size: int, session: bytes) -> int:
+    """Count the frames of a session, to tell whose segment it is."""
+    events = scan(read, size, salt_of(session), 0)
+    return sum(isinstance(event, Frame) for event in events)
 
 
 def salt_of(session: bytes) -> int:
@@ -208,7 +216,7 @@ def scan(
     accepts: Callable[[Frame], bool] = lambda _: True,
     *,
     is_growing: bool = False,
-) -> Iterator[Frame | Gap | Tail]:
+) -> Iterator[Frame | Spoilt | Gap | Tail]:
     """Yield what the bytes ``[start, size)`` of a segment hold, in order, and a `Tail` at last.
 
     Guarantee: for every prefix of a segment, the frames yielded are those of the whole segment that
@@ -242,25 +250,24 @@ def scan(
             yield frame
             offset, latest = frame.end, frame
             continue
-        spoilt: Frame | None = None
+        begin = offset
         if latest is not None and offset < size and latest.payload_length <= may_check:
             may_check -= latest.payload_length
-            spoilt = None if payload_is_whole(read, latest) else latest
+            if not payload_is_whole(read, latest):
+                # Where bytes were lost, a frame's length leads over the frames behind it.
+                yield Spoilt(latest)
+                begin = latest.offset
         if frame is None or not is_growing:
-            # Where bytes were lost, a frame's length leads over the frames behind it.
-            begin = offset if spoilt is None else spoilt.offset
             found = _next_frame(read, size, salt, begin, accepts)
             if found is not None:
-                yield Gap(min(offset, found), found, spoilt)
+                yield Gap(min(offset, found), found)
                 offset, latest = found, None
                 continue
         yield Tail(offset, size)
         return
 
 
-def _frame_at(
-    read: Read, offset: int, salt: int, accepts: Callable[[Frame], bool]
-) -> Frame | None:
+def _frame_at(read: Read, offset: int, salt: int, accepts: Callable[[Frame], bool]) -> Frame | None:
     frame = parse_frame(read(offset, FRAME_SIZE), offset, salt)
     return frame if frame is not None and accepts(frame) else None
 

@@ -8,8 +8,9 @@ from typing import Literal
 from trialstore._errors import FormatError, printable
 
 #: ``refused``: the queue was full and ``on_full="drop"``. ``damaged``: durable bytes that do not
-#: fit their checksum. ``missing``: durable frames that are not there any more. ``superseded``:
-#: frames that a recorder wrote after another had taken the task over.
+#: fit their checksum. ``missing``: durable frames that are not there any more, or accepted trials
+#: that the recorder could not write before it had to end. ``superseded``: frames that a recorder
+#: wrote after another had taken the task over.
 LossKind = Literal["refused", "damaged", "missing", "superseded"]
 _KINDS: frozenset[str] = frozenset(("refused", "damaged", "missing", "superseded"))
 

@@ -11,7 +11,7 @@ import itertools
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Self, TypeGuard
 
 from trialstore._errors import DamagedData, FormatError
 from trialstore._ondisk import entries, layout, witness
@@ -19,7 +19,7 @@ from trialstore._ondisk.coverage import Coverage, Part, coverage
 from trialstore._ondisk.disk import read_file
 from trialstore._ondisk.losses import Loss
 from trialstore._ondisk.places import Places
-from trialstore._ondisk.samples import ChunkRef, JournalTrial, read_chunks
+from trialstore._ondisk.samples import ChunkRef, JournalTrial, read_chunks, run_at
 from trialstore._ondisk.segment_file import Damage, SegmentFile, Whole
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ class Replay:
             return
         state.opening = opening
         fallback = opening.description.get("fallback")
-        if isinstance(fallback, str) and Path(fallback) not in self._folders:
+        if _may_hold_segments(fallback) and Path(fallback) not in self._folders:
             self._folders += (Path(fallback),)
         # Whoever wrote to an older segment after this had lost the task without knowing it.
         for session, other in self._sessions.items():
@@ -295,8 +295,8 @@ class Replay:
     def torn(self) -> list[tuple[Path, int, int]]:
         """Bytes at the end of segments that were never acknowledged: path, first byte, end.
 
-        Guarantee: of each segment, every byte is in its header, in a frame that was read, in
-        `damages`, in the byte range of a loss, or here, and nowhere twice.
+        Guarantee: every byte of every segment is in its header, in a frame whose header and
+        description are whole, in `damages`, or here, and nowhere twice.
         """
         cut = self._coverage().cut
         tails = ((f.path, *f.tail) for (n, _), f in self._files.items() if n not in cut)
@@ -304,8 +304,9 @@ class Replay:
 
     @property
     def damages(self) -> list[Damage]:
-        """What is not whole before each segment's last whole frame, acknowledged or not."""
-        return self._refused + self._coverage().damages
+        """What is not whole, or not there; before a segment's last frame acknowledged or not."""
+        found = self._coverage()
+        return self._refused + found.damages + found.absences
 
     @property
     def room(self) -> int:
@@ -396,11 +397,12 @@ class Replay:
         return found + places.unexplained()
 
     def _uncommitted_losses(self) -> Iterator[Loss]:
-        """Name samples that are damaged, of chunks without a row."""
+        """Name samples that were durable and are damaged, of chunks without a row."""
         for (_, trial), arrays in self.uncommitted().items():
             for name, refs in arrays.items():
                 try:
-                    for _ in read_chunks(refs, trial, name):
+                    told = [ref for ref in refs if run_at(ref)[1].frame.seq <= self.synced_to]
+                    for _ in read_chunks(told, trial, name):
                         pass
                 except DamagedData as error:
                     file = "" if error.path is None else error.path.name
@@ -409,13 +411,10 @@ class Replay:
 
     def _acknowledged_damages(self) -> list[Damage]:
         found, void = self._coverage(), self._void_after
-        inside = [
-            damage
-            for damage in self._refused + found.damages
-            if damage.first_seq <= void.get(damage.file, _INFINITY)
-            and damage.first_seq <= min(damage.last_seq, self.synced_to)
-        ]
-        return inside + found.absences
+        durable = [d for d in found.damages if d.first_seq <= min(d.last_seq, self.synced_to)]
+        # Frames that no recorder of ours can have written are told of in any case.
+        inside = self._refused + durable
+        return [d for d in inside if d.first_seq <= void.get(d.file, _INFINITY)] + found.absences
 
     def _absence(self) -> Loss:
         """What is said of trials that are missing without a trace."""
@@ -445,3 +444,10 @@ def _claim(file: SegmentFile) -> Loss:
     evidence = "the witness claims more trials or frames than there can be; it is not believed"
     name = layout.witness_path(file.path).name
     return Loss((), "what the witness should tell", "damaged", name, None, evidence)
+
+
+def _may_hold_segments(folder: object) -> TypeGuard[str]:
+    """Whether a folder that a journal names is one that a recorder would have made for segments."""
+    if not isinstance(folder, str) or "\0" in folder:
+        return False
+    return Path(folder).is_absolute() and Path(folder).name.startswith(layout.JOURNAL)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from bisect import bisect_left, insort
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from trialstore._errors import DamagedData
 from trialstore._ondisk import disk, journal, layout, witness
-from trialstore._ondisk.journal import HEADER_SIZE, Frame, FrameType, Gap, Tail
+from trialstore._ondisk.journal import HEADER_SIZE, Frame, FrameType, Gap, Spoilt, Tail
 from trialstore._ondisk.numbers import MOST, Numbers
 
 if TYPE_CHECKING:
@@ -101,6 +101,8 @@ class SegmentFile:
     ------
     FileNotFoundError
         If the segment is gone.
+    DamagedData
+        If it cannot be opened, or is a link or no regular file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -118,9 +120,16 @@ class SegmentFile:
         self._gap: Gap | None = None
         self._breaks: list[_Break] = []
         self._spoilt: dict[int, Damage | None] = {}
+        self._copies: list[Damage] = []
         self._unreadable: list[int] = []
         self._disk = disk.current()
-        self._fd = disk.open_reading(path)
+        self._fd = -1
+        try:
+            self._fd = disk.open_reading(path)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise DamagedData(f"{str(path)!r} cannot be opened: {error}", path) from error
 
     def close(self) -> None:
         """Let go of the file."""
@@ -228,8 +237,8 @@ class SegmentFile:
                     self._offset = event.offset
                 case Gap():
                     self._gap = event
-                    if event.spoilt is not None:
-                        self._spoilt.setdefault(event.spoilt.seq)
+                case Spoilt(frame):
+                    self._spoilt.setdefault(frame.seq)
                 case Frame():
                     yield from self._take(event)
                     self._offset = event.end
@@ -242,13 +251,24 @@ class SegmentFile:
 
     def _identify(self, size: int, said: bytes) -> bool:
         """Learn the session, and so the salt, from the header or else from the witness."""
-        session = journal.parse_header(self.read(0, HEADER_SIZE)) or witness.owner(said)
+        told, owner = journal.parse_header(self.read(0, HEADER_SIZE)), witness.owner(said)
+        session = told or owner
         if session is None:
             self._tail = Tail(0, size)
             return False
+        if told is None or (owner is not None and owner != told and self._is_of(owner, size)):
+            # The header is damaged, or stale: what stands there may be anything.
+            session = owner or session
+            self._offset = 0
         self.session = session
         self._salt = journal.salt_of(session)
         return True
+
+    def _is_of(self, owner: bytes, size: int) -> bool:
+        """Whether header and witness contradict each other, and the frames side with the latter."""
+        told = journal.parse_header(self.read(0, HEADER_SIZE)) or b""
+        by_header, by_witness = (journal.frames_in(self.read, size, s) for s in (told, owner))
+        return by_witness > by_header
 
     def _is_news(self, frame: Frame) -> bool:
         """Whether a frame may be one of this segment's.
@@ -265,11 +285,13 @@ class SegmentFile:
         if gap is not None or (self._latest is not None and frame.seq != after + 1):
             start, end = (frame.offset, frame.offset) if gap is None else (gap.offset, gap.end)
             self._breaks.append(_Break(start, end, after, frame.seq))
+        if self._latest is not None and frame.offset < self._latest.end:
+            self._end_at(frame.offset, self._latest)
         self._latest = frame
-        if frame.seq in self.seen:
-            del self._spoilt[frame.seq]  # a second copy, perhaps the whole one
-        else:
+        if frame.seq not in self.seen:
             self.seen.add(frame.seq)
+        elif (worse := self._spoilt.pop(frame.seq)) is not None:  # a second copy, perhaps whole
+            self._copies.append(replace(worse, last_seq=frame.seq - 1))
         if frame.type == FrameType.OPENING:
             self._opening_seq = frame.seq
         whole = frame.meta_length <= _META_LIMIT
@@ -280,6 +302,12 @@ class SegmentFile:
             self._spoilt[frame.seq] = self._damage(frame.seq, frame.seq, span, evidence)
         else:
             yield Whole(frame, meta)
+
+    def _end_at(self, offset: int, frame: Frame) -> None:
+        """Note that a frame whose description is damaged reached over the one behind it."""
+        damage = self._spoilt.get(frame.seq)
+        if damage is not None:
+            self._spoilt[frame.seq] = replace(damage, byte_range=(frame.offset, offset))
 
     # --- what is not there ------------------------------------------------------------------------
 
@@ -318,7 +346,8 @@ class SegmentFile:
             if place.start < place.end:
                 span = (place.start, place.end)
                 found.append(self._damage(place.before, place.before - 1, span, "foreign bytes"))
-        return found + [damage for damage in self._spoilt.values() if damage is not None]
+        found += [damage for damage in self._spoilt.values() if damage is not None]
+        return found + self._copies
 
     def shortfall(self, durable: int) -> Damage | None:
         """What the last poll should have found whole at the end, by the witness, and did not.

@@ -292,15 +292,39 @@ class TaskPublisher:
                 raise FileNotFoundError(
                     errno.ENOENT, "the journal was replaced", str(self._journal)
                 )
-            self._finish_locked()
+            self._undecided += self._replay.poll()
+            if not self._is_remainder():
+                self._finish_locked()
             # Everything is published by now. Windows keeps a journal that a reader has open.
             with contextlib.suppress(OSError):
                 self._remove_journal(lock)
         finally:
             lock.release()
 
+    def _is_remainder(self) -> bool:
+        """Whether all there is was published before: a recorder was killed while it resumed.
+
+        Found by killing recorders: a journal that was just made would have been published, and its
+        emptiness put in the place of every trial.
+
+        Raises
+        ------
+        PublishFailed
+            If the journal holds frames, and yet less than what is published.
+        """
+        described: Manifest | None = None
+        with contextlib.suppress(StorageError):  # damaged or foreign: then the journal is the truth
+            described = manifest.read(self.folder)
+        if described is None or described.status == "recording":
+            return False
+        if self._replay.segments and self._replay.count < described.trials:
+            raise PublishFailed(
+                f"the journal in {str(self.folder)!r} knows {self._replay.count} trials, and "
+                f"{described.trials} are published: 'trialstore check' tells more"
+            )
+        return not self._replay.segments
+
     def _finish_locked(self) -> None:
-        self._undecided += self._replay.poll()
         while self._undecided:
             self._take(self._undecided.popleft())
         self._require_room(self._replay.count)

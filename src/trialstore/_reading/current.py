@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from trialstore._errors import DamagedData, StorageError
@@ -20,6 +21,10 @@ _Answer = TypeVar("_Answer")
 
 #: A task may be published, or resumed, between two looks at it; not over and over.
 _LOOKS: Final = 10
+_ORPHAN: Final = (
+    "{!r} is gone: the task is read as another program's, with types that pandas guesses and "
+    "without checksums; bring it back if you can"
+)
 
 
 class CurrentSource:
@@ -100,6 +105,8 @@ class CurrentSource:
         if described is not None and described.status != "recording":
             return PublishedSource(self._folder, described)
         if described is None and not layout.is_folder(self._folder / layout.JOURNAL):
+            if (self._folder / layout.TIMING).exists():  # nobody else writes one
+                warnings.warn(_ORPHAN.format(str(self._folder / layout.MANIFEST)), stacklevel=2)
             return ForeignSource(self._folder)
         if not layout.is_folder(self._folder / layout.JOURNAL):
             raise FileNotFoundError(layout.JOURNAL)  # not over a link either

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, Final
 
 from trialstore._errors import DamagedData, FormatError
 from trialstore._ondisk import chunks, layout
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
     from trialstore._ondisk.losses import Loss
     from trialstore._reading.frame import Cells
+
+
+#: Names of datasets that are trials; longer numbers are not read by Python without limit.
+_TRIAL: Final = re.compile("0|[1-9][0-9]{0,17}")
 
 
 class ForeignSource:
@@ -73,8 +78,8 @@ class ForeignSource:
 
     def info(self, name: str) -> ArraySummary:
         with self._open(name) as file:
-            keys = {key for key in file.names() if key.isascii() and key.isdigit()}
-            trials = sorted(int(key) for key in keys if str(int(key)) == key)
+            keys = {key for key in file.names() if _TRIAL.fullmatch(key)}
+            trials = sorted(int(key) for key in keys)
             shapes = {trial: file.shape(str(trial)) for trial in trials}
             dtypes = [file.dtype(str(trial)) for trial in trials]
         return summary(ArrayInfo(), dtypes, shapes, 1)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from trialstore._errors import FormatError
 from trialstore._ondisk.table import Table, parse_columns
 from trialstore._reading.columns import Column, decode_cell, series_of
+from trialstore._reading.plain import parse_plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,7 +132,20 @@ def frame_from_csv(data: bytes, columns: Columns, rows: int) -> pd.DataFrame:
     FormatError
         `data` is not a table of these columns and rows, or a cell is not of its kind.
     """
-    return build_frame(columns_from_csv(data, columns), rows)
+    parsed = parse_plain(data, columns, rows)
+    if parsed is None:
+        return build_frame(columns_from_csv(data, columns), rows)
+    import pandas as pd
+
+    index = pd.RangeIndex(rows)
+    series = {
+        name: series_of(Column(name, runs, cells), index)
+        if isinstance(cells := parsed[name], list)
+        # With its dtype, or pandas 3 makes its own kind of string of objects that are all texts.
+        else pd.Series(cells, index=index, dtype=cells.dtype, copy=False)
+        for name, runs in columns
+    }
+    return pd.DataFrame(series, index=index, columns=list(series))
 
 
 def frame_from_rows(rows: Sequence[Sequence[NamedCell]]) -> pd.DataFrame:

@@ -6,18 +6,18 @@ Three classes with the same methods; `CurrentSource` chooses the right one at ea
 from __future__ import annotations
 
 import contextlib
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trialstore._errors import DamagedData, FormatError, StorageError
 from trialstore._ondisk import chunks, layout
-from trialstore._ondisk.disk import read_file
+from trialstore._ondisk.manifest import read_described
 from trialstore._ondisk.table import check_columns, parse_timing
 from trialstore._reading.frame import (
     build_frame,
     columns_from_csv,
     decode_cell,
+    frame_from_csv,
     rows_of,
     without,
 )
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from trialstore._ondisk.losses import Loss
     from trialstore._ondisk.manifest import Manifest, StoredArray
+    from trialstore._ondisk.table import Columns
     from trialstore._ondisk.values import NamedCell
     from trialstore._reading.frame import Cells
 
@@ -197,8 +198,7 @@ class PublishedSource:
         return self._manifest.files.get(name)
 
     def columns(self) -> Cells:
-        described = check_columns(self._manifest.columns, self._manifest.trials)
-        columns = columns_from_csv(self._checked_file(layout.TRIALS), described)
+        columns = columns_from_csv(self._checked_file(layout.TRIALS), self._described())
         return without(columns, self._manifest.lost) if self._manifest.lost else columns
 
     def attrs(self, trials: Sequence[int]) -> list[dict[str, Any]]:
@@ -207,7 +207,13 @@ class PublishedSource:
         return [attrs_of(rows[trial]) for trial in trials]
 
     def frame(self) -> pd.DataFrame:
-        return frame_of(self.columns(), self.trial_numbers())
+        if self._manifest.lost:
+            return frame_of(self.columns(), self.trial_numbers())
+        table = self._checked_file(layout.TRIALS)
+        return frame_from_csv(table, self._described(), len(self.trial_numbers()))
+
+    def _described(self) -> Columns:
+        return check_columns(self._manifest.columns, self._manifest.trials)
 
     def times(self) -> list[Times]:
         return list(parse_timing(self._checked_file(layout.TIMING)))
@@ -224,7 +230,7 @@ class PublishedSource:
                 f"{layout.TRIALS} and {layout.TIMING} are too small, or gone: bring them back",
                 self._folder / layout.MANIFEST,
             )
-        return [trial for trial in range(count) if trial not in lost]
+        return [trial for trial in range(count) if trial not in lost] if lost else [*range(count)]
 
     def _size_of(self, name: str) -> int:
         try:

@@ -14,7 +14,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from trialstore._errors import FormatError, StorageError, TaskExists, TaskLocked, TaskNotFound
+from trialstore._errors import (
+    DamagedData,
+    FormatError,
+    StorageError,
+    TaskExists,
+    TaskLocked,
+    TaskNotFound,
+)
 from trialstore._ondisk import layout, manifest, recovery
 from trialstore._ondisk.boot import boot_id
 from trialstore._ondisk.entries import Opening
@@ -38,6 +45,10 @@ logger = logging.getLogger("trialstore")
 PUBLISHER_PATIENCE: Final = 20.0
 _RUNS: Final = 10_000
 _SESSION: Final = re.compile("[0-9a-f]{32}")
+_ORPHAN: Final = (
+    "task {!r} has lost its manifest.json and cannot be resumed: bring it back, or record under "
+    "another name (tables and arrays beside it are read as they are)"
+)
 _NOT_OURS: Final = (
     "task {!r} was not recorded by trialstore and cannot be resumed: record under another name"
 )
@@ -224,7 +235,8 @@ def resume(place: Place, task: str) -> Opened:
     # Before anything is made in a folder that may not be ours.
     before = manifest.read(folder)
     if before is None and not (folder / layout.JOURNAL).is_dir():
-        raise FormatError(_NOT_OURS.format(task))
+        is_ours = (folder / layout.TIMING).exists()  # nobody else writes one
+        raise FormatError((_ORPHAN if is_ours else _NOT_OURS).format(task))
     with _refusals(f"task {task!r}"):
         place.disk.make_folder(folder / layout.JOURNAL)
         lock = _lock_patiently(folder / layout.JOURNAL / layout.LOCK)
@@ -236,10 +248,11 @@ def resume(place: Place, task: str) -> Opened:
                 raise FormatError(_NOT_OURS.format(task))
             recovery.apply(place.disk, steps)
             if steps.published and steps.manifest is not None:
-                for table in (layout.TRIALS, layout.TIMING):
-                    manifest.read_described(folder, steps.manifest, table)
+                _require_published(folder, steps.manifest)
                 lock = _set_published_aside(place, folder, lock)
             described = steps.manifest or manifest.Manifest("recording", place.subject, task)
+            # The folder may have been renamed since; what goes on is called as it is now.
+            described = replace(described, subject=place.subject, task=task)
             arrays = {
                 name: ArrayInfo.from_json(record.info) for name, record in described.arrays.items()
             }
@@ -247,6 +260,37 @@ def resume(place: Place, task: str) -> Opened:
         except BaseException:
             lock.release()
             raise
+
+
+def _require_published(folder: Path, described: Manifest) -> None:
+    """Refuse to go on behind published files that were edited or are gone.
+
+    Raises
+    ------
+    DamagedData
+        Naming the file.
+    """
+    for table in (layout.TRIALS, layout.TIMING):
+        manifest.read_described(folder, described, table)
+    for name, record in described.arrays.items():
+        path = layout.array_path(folder, name)
+        said = described.files.get(path.name)
+        if not record.trials or said is None:
+            continue
+        try:
+            size = path.lstat().st_size
+        except OSError as error:
+            raise DamagedData(
+                f"{str(path)!r} cannot be read: {error}; bring it back before the task is resumed, "
+                "or record under another name",
+                path,
+            ) from error
+        if size != said["size"]:
+            raise DamagedData(
+                f"{str(path)!r} is not as it was published: bring it back before the task is "
+                "resumed, or record under another name",
+                path,
+            )
 
 
 def _begin(

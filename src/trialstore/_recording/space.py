@@ -42,12 +42,15 @@ class SpaceWatch:
         return self._seen[-1][1] if self._seen else None
 
     @property
+    def _span(self) -> float:
+        return self._seen[-1][0] - self._seen[0][0] if self._seen else 0.0
+
+    @property
     def rate(self) -> float:
         """Bytes a second by which the free space shrinks; 0 while it does not."""
-        if not self._seen:
+        if self._span < _LEAST:
             return 0.0
-        (began, before), (now, free) = self._seen[0], self._seen[-1]
-        return max(0.0, (before - free) / (now - began)) if now - began >= _LEAST else 0.0
+        return max(0.0, (self._seen[0][1] - self._seen[-1][1]) / self._span)
 
     @property
     def seconds_left(self) -> float | None:
@@ -60,9 +63,11 @@ class SpaceWatch:
         free, left = self.free_bytes, self.seconds_left
         if free is None:
             return None, False
-        stage = 0 if left is None else sum(left < alarm for alarm in _ALARMS)
-        if free < _FLOOR:
-            stage = max(stage, 1)
+        stage = int(free < _FLOOR)
+        for number, alarm in enumerate(_ALARMS, start=1):
+            # A burst says little about the next ten minutes, and much about the next twenty seconds.
+            if left is not None and left < alarm and self._span >= min(alarm / 20, _WINDOW - 1):
+                stage = number
         if stage == 0:
             self._told = 0
             return None, False

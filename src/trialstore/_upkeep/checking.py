@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 import zlib
 from typing import TYPE_CHECKING, Any, Final
 
@@ -145,7 +146,8 @@ class _Look:
         found.acknowledged = described.trials
         check_manifest_losses(described, found)
         PublishedSet(self._task, described, found).check()
-        if is_journal(self._task / layout.JOURNAL):
+        journal = self._task / layout.JOURNAL
+        if layout.is_folder(journal) and clearing.segments_of(journal):
             found.remark(layout.JOURNAL, "was kept beside the published files; 'trialstore prune' "
                          "deletes it once everything in it is proved to be in them")  # fmt: skip
         return described.status
@@ -173,7 +175,8 @@ class _Look:
         known = set(_OURS)
         if described is not None:
             known.update(described.files)
-            if (described.subject, described.task) != (task.parent.name, task.name):
+            place = [unicodedata.normalize("NFC", name) for name in (task.parent.name, task.name)]
+            if [described.subject, described.task] != place:
                 found.remark(".", f"was recorded as task {described.task!r} of subject "
                              f"{described.subject!r}, and renamed or moved since")  # fmt: skip
         if described is None or described.status == "recording":
@@ -185,12 +188,22 @@ class _Look:
 def fallback_folders(
     task: Path, described: Manifest | None, fallback: Path | None
 ) -> tuple[Path, ...]:
-    """Return where a task's segments may lie below a ``fallback_root``, under either name."""
+    """Return where a task's segments lie below a ``fallback_root``, under either of its names.
+
+    Folders are those of its own sessions: a task that was overwritten may have left others there.
+
+    Raises
+    ------
+    OSError
+        If a folder cannot be listed.
+    """
     if fallback is None:
         return ()
     names = [(task.parent.name, task.name)]
     if described is not None:
         names.append((described.subject, described.task))
+    known = () if described is None else described.sessions
+    sessions = {session[:12] for session in known}
     homes = [
         fallback / subject / name
         for subject, name in dict.fromkeys(names)
@@ -202,6 +215,8 @@ def fallback_folders(
         if layout.is_folder(home)
         for folder in sorted(home.iterdir())
         if clearing.is_fallback(folder) and is_journal(folder)
+        if folder.name.rpartition("-")[2] in sessions
+        or clearing.is_part_of(folder, task / layout.JOURNAL)
     )
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Final
 
-from trialstore._errors import DamagedData, FormatError
+from trialstore._errors import DamagedData, FormatError, StorageError
 from trialstore._ondisk import layout, recovery
+from trialstore._ondisk.disk import read_file
 from trialstore._ondisk.replay import Replay
+from trialstore._ondisk.table import parse_timing
+from trialstore._reading.hdf5 import ArrayFile
 from trialstore._upkeep.published import PublishedSet
 
 if TYPE_CHECKING:
@@ -20,6 +24,10 @@ if TYPE_CHECKING:
     from trialstore._upkeep.report import FindingKind
 
 _BASE: Final = f"{layout.JOURNAL}/{layout.BASE}"
+_OLDER: Final = (
+    "perhaps an older copy was unpacked over a newer one; keep a copy of the whole folder, then "
+    "bring the newer manifest.json back"
+)
 _NEVER_BEGUN: Final = (
     "holds no segment: the recorder was stopped before it could begin, or the segments were "
     "deleted or not copied"
@@ -118,6 +126,7 @@ class _Look:
             found.keep(layout.JOURNAL, len(whole - waiting) if is_recording else len(whole))
         if not is_recording:
             self._check_end()
+            self._check_beside()
         if not replay.segments and not self._losses:
             found.doubt(layout.JOURNAL, _NEVER_BEGUN)
 
@@ -185,6 +194,23 @@ class _Look:
                 evidence = "the row that ends the trial was never written"
                 place = self._place(refs[0].segment.path)
                 self._found.lose("torn", (trial,), what, place, None, evidence)
+
+    def _check_beside(self) -> None:
+        """Doubt a journal that knows less than the plain files beside it: it may be an old copy."""
+        count = self._replay.count
+        with contextlib.suppress(StorageError, OSError):
+            rows = parse_timing(read_file(self._task / layout.TIMING))
+            self._doubt(layout.TIMING, {row.trial for row in rows if row.trial >= count})
+        for name in layout.array_names_in(self._task):
+            path = layout.array_path(self._task, name)
+            with contextlib.suppress(StorageError), ArrayFile(path) as file:
+                numbers = {int(key) for key in file.names() if key.isascii() and key.isdigit()}
+                self._doubt(path.name, {number for number in numbers if number >= count})
+
+    def _doubt(self, file: str, trials: set[int]) -> None:
+        if trials:
+            text = f"holds the trials {sorted(trials)!r:.80}, of which the journal knows nothing"
+            self._found.doubt(file, f"{text}: {_OLDER}")
 
 
 def published_so_far(task: Path, described: Manifest, found: Gathering) -> None:

@@ -134,6 +134,10 @@ def _decide(task: Path, fallback: Path | None) -> RecoveryStep | None:
         return RecoveryStep(task, "leave", "its journal holds no segment: there is nothing to "
                             "publish", files=files)  # fmt: skip
     report = check_task(task, fallback)
+    # A manifest that says nothing is no obstacle: the journal tells all of it.
+    doubts = [doubt for doubt in report.doubts if doubt.file != layout.MANIFEST]
+    if doubts:
+        return RecoveryStep(task, "leave", f"{doubts[0].file!r} {doubts[0].text}")
     return RecoveryStep(
         task,
         "publish",

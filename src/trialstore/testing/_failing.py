@@ -207,7 +207,9 @@ class FailingDisk(WatchedDisk):
         with self._counting:
             self.calls[kind] += 1
         if fault.moment == "after":
-            perform()
+            result = perform()
+            if kind == "create" and isinstance(result, int):
+                self.close(result)  # nobody will hear of this descriptor
         elif fault.moment == "halfway" and partly is not None:
             partly()
         raise OSError(fault.code, os.strerror(fault.code), self._name(where[-1]))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from tests.benchmarks.frame import Effort
+
     #: Attributes and array of one trial, as they were read back.
     Trials = Iterator[tuple[dict[str, Any], NDArray[Any] | None]]
 
@@ -127,3 +129,13 @@ def load(name: str) -> type[Peer]:
 def available() -> list[str]:
     """Names of the peers that can run here, ourselves included."""
     return [name for name, entry in PEERS.items() if entry.missing is None]
+
+
+def chosen(effort: Effort) -> list[str]:
+    """Return the names of those that a row shall measure: all, or the two that are asked for most.
+
+    Ourselves are the first of them.
+    """
+    names = available()
+    few = effort.of(names, ["trialstore", "h5py", "axopy"], ["trialstore", "h5py"])
+    return [name for name in names if name in few]

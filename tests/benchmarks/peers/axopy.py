@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tests import axopy_source
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 class AxoPy:
     """A task of AxoPy's Storage."""
 
-    PATTERN = "axopy/storage.py and axopy/design.py, called on the loop, as AxoPy's tasks do"
+    PATTERN: ClassVar[str] = (
+        "axopy/storage.py and axopy/design.py, called on the loop, as AxoPy's tasks do"
+    )
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

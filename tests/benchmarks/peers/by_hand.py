@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sqlite3
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import h5py
 import numpy as np
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Hdf5Csv(Threaded):
     """One dataset per trial in a file that stays open and is flushed, and a row of a CSV file."""
 
-    PATTERN = (
+    PATTERN: ClassVar[str] = (
         "file kept open, one dataset per trial, File.flush and a CSV row flushed after each; "
         "asyncio.Queue and asyncio.to_thread; never synced, as h5py never syncs"
     )
@@ -60,7 +60,7 @@ class Hdf5Csv(Threaded):
 class SqliteWal(Threaded):
     """One row per trial: attributes as JSON, the array as a blob; a synced commit for each."""
 
-    PATTERN = (
+    PATTERN: ClassVar[str] = (
         "journal_mode=WAL, synchronous=FULL, one commit per trial; asyncio.Queue and "
         "asyncio.to_thread"
     )

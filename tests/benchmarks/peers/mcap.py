@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from mcap.reader import make_reader
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Mcap(Threaded):
     """One file with two channels."""
 
-    PATTERN = (
+    PATTERN: ClassVar[str] = (
         "mcap.writer.Writer without compression, one message per array and one per trial; "
         "asyncio.Queue and asyncio.to_thread; never synced, as the writer never syncs"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 class Ours:
     """A task that is streamed: append for each chunk, write for each trial."""
 
-    PATTERN = "Storage with its defaults, append_nowait for each chunk, write for each trial"
+    PATTERN: ClassVar[str] = (
+        "Storage with its defaults, append_nowait for each chunk, write for each trial"
+    )
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self._folder = folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import tables
@@ -36,7 +36,7 @@ class Row(tables.IsDescription):  # type: ignore[misc]
 class PyTables:
     """A file that one thread keeps open; trials come through a ``queue.Queue``."""
 
-    PATTERN = (
+    PATTERN: ClassVar[str] = (
         "Autopilot's Subject.data_thread: one thread keeps the file open, takes trials from a "
         "queue.Queue, and flushes the table after each"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import qcodes.dataset
@@ -22,7 +22,9 @@ _NUMBERS = ("block", "target", "reaction", "x", "y", "hit")
 class Qcodes:
     """One run; each trial is one result."""
 
-    PATTERN = "Measurement.run(write_in_background=True), add_result on the loop for each trial"
+    PATTERN: ClassVar[str] = (
+        "Measurement.run(write_in_background=True), add_result on the loop for each trial"
+    )
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 
@@ -20,7 +20,7 @@ PENDING_BYTES: Final = 256 * 2**20
 class Threaded(ABC):
     """Collects a trial's chunks on the loop; one task saves trial after trial in a thread."""
 
-    PATTERN = "asyncio.Queue, one task, asyncio.to_thread for each trial"
+    PATTERN: ClassVar[str] = "asyncio.Queue, one task, asyncio.to_thread for each trial"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import zarr
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Zarr:
     """A task beside the experiment's takes trials from a queue and awaits zarr's own calls."""
 
-    PATTERN = (
+    PATTERN: ClassVar[str] = (
         "AsyncGroup.create_array and AsyncArray.setitem for each trial, one uncompressed chunk, "
         "attributes in its metadata; asyncio.Queue and one task"
     )

@@ -1,0 +1,411 @@
+"""Rows 18 to 21: the disk is full, the publisher's is, limits are met, inodes run out."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import resource
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from tests.campaign.content import reader_of
+from tests.campaign.frame import CannotRun, Outcome, Row
+from tests.campaign.mounts import remount, require_root, tmpfs
+from tests.campaign.sick import (
+    BEFORE_CREATING,
+    Session,
+    Settings,
+    Told,
+    check,
+    judge,
+    publish_later,
+    quiet,
+    record_here,
+    side_by_side,
+)
+from tests.shims import Call, Faults
+from trialstore._ondisk import layout
+from trialstore._ondisk.segments import RESERVE_BYTES
+from trialstore.testing import FullDisk, use
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.campaign.frame import Effort
+
+Policy = Literal["wait", "raise", "drop"]
+_POLICIES: Final[tuple[Policy, ...]] = ("wait", "raise", "drop")
+_PLENTY: Final = 1 << 24
+_SECTOR: Final = 512
+_PAGE: Final = 4096
+#: Room for a few trials of the model, so that a disk that is full soon fills the queue as well.
+_SMALL_QUEUE: Final = 8192
+#: A recorder that is to give up closes after so many seconds.
+_IMPATIENCE: Final = 2.0
+
+
+# --- row 18: the recorder's disk is full ----------------------------------------------------------
+
+
+def run_full(effort: Effort) -> Outcome:
+    """So many bytes and no more: through the disk port to the byte, and on a real tmpfs."""
+    outcome = Outcome("full disks")
+    sizes = range(0, _bytes_of_a_session(effort), _SECTOR)
+    for policy, is_lasting in itertools.product(_POLICIES, (False, True)):
+        for free in sizes if effort.is_full else sizes[1 :: len(sizes) // 3]:
+            # Bytes of the last sector differ from step to step, so that all are met in the end.
+            odd = free + free // _SECTOR % _SECTOR
+            _try_full_port(effort, odd, policy, is_lasting, outcome)
+    for spare in range(0, 24 * _SECTOR, effort.of(8, 1) * _SECTOR):
+        _try_reserve(effort, spare, outcome)
+    require_root()
+    pages = range(RESERVE_BYTES // _PAGE + 8, RESERVE_BYTES // _PAGE + 120, effort.of(30, 1))
+    tries = itertools.product(pages, _POLICIES, (False, True))
+    side_by_side((partial(_try_full_tmpfs, effort, *told) for told in tries), outcome)
+    return outcome
+
+
+def _bytes_of_a_session(effort: Effort) -> int:
+    with effort.workspace(memory=True) as folder, use(FullDisk(_PLENTY)) as disk, quiet():
+        least = [_PLENTY]
+
+        def hear(event: dict[str, Any]) -> None:
+            least[0] = min(least[0], disk.free)
+
+        record_here(Settings(root=str(folder / "data"), child=False), hear)
+        return _PLENTY - min(least[0], disk.free) - RESERVE_BYTES
+
+
+def _try_full_port(
+    effort: Effort, free: int, policy: Policy, is_lasting: bool, outcome: Outcome
+) -> None:
+    """Record until a disk without a reserve is full; then there is room again, or never."""
+    where = f"port: {free} bytes free, on_full={policy!r}{', for ever' if is_lasting else ''}"
+    with effort.workspace(memory=True) as folder:
+        settings = Settings(
+            root=str(folder / "data"),
+            child=False,
+            on_full=policy,
+            queue_bytes=_SMALL_QUEUE if policy != "wait" else 1 << 28,
+            lasting=is_lasting,
+            close_timeout=_IMPATIENCE if is_lasting else 20.0,
+        )
+        told, disk = Told(), FullDisk(free)
+
+        def hear(event: dict[str, Any]) -> None:
+            told.hear(event)
+            if not is_lasting and event.keys() & {"trouble", "refused", "not published"}:
+                disk.add_space(_PLENTY)
+
+        with use(disk), quiet():
+            record_here(settings, hear)
+        outcome.tried += 1
+        _count(told, outcome)
+        judge(told, settings, outcome, where, is_whole=not is_lasting, may_refuse=is_lasting)
+
+
+def _try_reserve(effort: Effort, spare: int, outcome: Outcome) -> None:
+    """The disk is full in the middle and stays so: the reserve is for ending cleanly."""
+    where = f"port: {spare} bytes and the reserve"
+    with effort.workspace(memory=True) as folder, use(FullDisk(_PLENTY)) as disk, quiet():
+        settings = Settings(root=str(folder / "data"), child=False, lasting=True, close_timeout=5.0)
+        told = Told()
+
+        def hear(event: dict[str, Any]) -> None:
+            told.hear(event)
+            if event == {"submitted": 0}:
+                disk.fill()
+                disk.add_space(spare)
+
+        record_here(settings, hear)
+        outcome.tried += 1
+        outcome.count("ended cleanly on the reserve", bool(told.troubles))
+        for problem in told.write_failures:
+            outcome.breach("broken", f"{where}: the reserve did not help: {problem}")
+        found = len(reader_of(folder / "data").trials)
+        if found != told.submitted:
+            outcome.breach("silent", f"{where}: {found} of {told.submitted} trials are there")
+
+
+def _try_full_tmpfs(
+    effort: Effort, pages: int, policy: Policy, is_lasting: bool, outcome: Outcome
+) -> None:
+    where = f"tmpfs: {pages} pages, on_full={policy!r}{', for ever' if is_lasting else ''}"
+    with effort.workspace() as folder, tmpfs(folder / "disk", f"size={pages * _PAGE}") as disk:
+        settings = Settings(
+            root=str(disk / "data"),
+            count=24,
+            bulk=_PAGE,
+            on_full=policy,
+            queue_bytes=8 * _SMALL_QUEUE if policy != "wait" else 1 << 28,
+            lasting=is_lasting,
+            close_timeout=_IMPATIENCE if is_lasting else 20.0,
+        )
+        ballast = disk / "ballast"
+        with ballast.open("wb") as file:
+            file.write(bytes(4 * _PAGE))
+        session = Session(settings, {})
+        with session.reported(outcome, where):
+            if session.hear("trouble", "refused", "not published") and not is_lasting:
+                ballast.unlink()
+                remount(disk, f"size={_PLENTY}")
+            told = session.end()
+            remount(disk, f"size={_PLENTY}")
+            outcome.tried += 1
+            _count(told, outcome)
+            judge(told, settings, outcome, where, is_whole=not is_lasting, may_refuse=is_lasting)
+
+
+def _count(told: Told, outcome: Outcome) -> None:
+    outcome.count("refusals by on_full='raise'", told.full)
+    outcome.count("trials dropped and noted by on_full='drop'", told.dropped)
+    outcome.count("times that the experimenter was warned early", len(told.warnings))
+
+
+# --- row 19: no room to publish -------------------------------------------------------------------
+
+
+def run_unpublishable(effort: Effort) -> Outcome:
+    """Room for the journal, none for its published copy."""
+    require_root()
+    outcome = Outcome("publications without room")
+    shares = [round(0.05 * n, 2) for n in range(1, 19)] if effort.is_full else [0.2, 0.7]
+    tries = itertools.product(shares, (False, True))
+    side_by_side((partial(_try_unpublishable, effort, *told) for told in tries), outcome)
+    return outcome
+
+
+def _try_unpublishable(effort: Effort, share: float, is_in_time: bool, outcome: Outcome) -> None:
+    """Give the copy only a share of its room; more comes before the task is closed, or later."""
+    where = f"room for {share:.0%} of the copy; more {'before' if is_in_time else 'after'} closing"
+    count, bulk = 24, 1 << 16
+    size = RESERVE_BYTES + round((1.06 + share) * count * bulk)
+    with effort.workspace() as folder, tmpfs(folder / "disk", f"size={size}") as disk:
+        settings = Settings(
+            root=str(disk / "data"),
+            count=count,
+            bulk=bulk,
+            publish_every=count // 2,
+            stops=(count,),
+            close_timeout=60.0 if is_in_time else 3.0,
+        )
+        session = Session(settings, {})
+        with session.reported(outcome, where):
+            session.hear("stopped")
+            outcome.tried += 1
+            if len(session.told.durable) != count:
+                outcome.breach("broken", f"{where}: recording did not go on: {session.told}")
+            if is_in_time:
+                remount(disk, f"size={_PLENTY}")
+            session.go()
+            told = session.end()
+            outcome.count("times that the recorder had to wait for room", len(told.troubles))
+            outcome.count("publications refused", len(told.publish_failures))
+            check(told, settings, outcome, where)
+            is_published = reader_of(Path(settings.root)).status != "recording"
+            if is_published:
+                outcome.count("published by their own publisher in the end")
+                return
+            if is_in_time and not told.publish_failures:
+                outcome.breach("broken", f"{where}: neither published nor said why not")
+            remount(disk, f"size={_PLENTY}")
+            judge(told, settings, outcome, where)
+
+
+# --- row 20: limits -------------------------------------------------------------------------------
+
+
+def run_limits(effort: Effort) -> Outcome:
+    """The longest file and the number of descriptors that this user may have."""
+    if not sys.platform.startswith("linux"):
+        raise CannotRun("limits of another process are set with prlimit, on Linux")
+    outcome = Outcome("limits met")
+    sizes = range(_SECTOR, 96 * _SECTOR, _SECTOR) if effort.is_full else (4096, 14000)
+    tries: list[Callable[[Outcome], None]] = [partial(_try_size, effort, size) for size in sizes]
+    spares = range(16) if effort.is_full else (1, 4, 9)
+    tries += [partial(_try_descriptors, effort, spare) for spare in spares]
+    tries += [partial(_try_failover, effort, spare) for spare in range(effort.of(2, 4))]
+    side_by_side(tries, outcome)
+    return outcome
+
+
+def _try_size(effort: Effort, size: int, outcome: Outcome) -> None:
+    """EFBIG after a short write: segments of that length, or held until the limit is lifted."""
+    where = f"RLIMIT_FSIZE {size}"
+    with effort.workspace() as folder:
+        settings = Settings(root=str(folder / "data"), bulk=2048, stops=(0,), close_timeout=20.0)
+        session = Session(settings, {})
+        with session.reported(outcome, where):
+            session.hear("stopped")
+            _limit(session, resource.RLIMIT_FSIZE, size)
+            session.go()
+            if session.hear("trouble"):
+                outcome.count("times held until the limit was lifted")
+                _limit(session, resource.RLIMIT_FSIZE, None)
+            told = session.end()
+            outcome.tried += 1
+            judge(told, settings, outcome, where)
+
+
+def _try_descriptors(effort: Effort, spare: int, outcome: Outcome) -> None:
+    """EMFILE while a task is created and the publisher started; lifted when it is refused."""
+    where = f"RLIMIT_NOFILE {spare} above what is open, at create_task"
+    with effort.workspace() as folder:
+        settings = Settings(root=str(folder / "data"), stops=(BEFORE_CREATING, 0))
+        session = Session(settings, {})
+        with session.reported(outcome, where):
+            session.hear("stopped")
+            _limit(session, resource.RLIMIT_NOFILE, _next_descriptor(session) + spare)
+            session.go()
+            session.hear("stopped")
+            _limit(session, resource.RLIMIT_NOFILE, None)
+            session.go()
+            if session.told.refusals:
+                outcome.count("tasks refused for want of descriptors, clearly")
+                session.go()
+            told = session.end()
+            outcome.tried += 1
+            judge(told, settings, outcome, where)
+
+
+def _try_failover(effort: Effort, spare: int, outcome: Outcome) -> None:
+    """EMFILE when a new segment is needed: held until a descriptor is free."""
+    where = f"RLIMIT_NOFILE {spare} above what is open, at failover"
+    with effort.workspace() as folder, Faults() as faults:
+        settings = Settings(root=str(folder / "data"), stops=(6,))
+        session = Session(settings, faults.environment)
+        with session.reported(outcome, where):
+            session.hear("stopped")
+            faults.require_attached()
+            faults.arm(Call.SYNC, folder, holding=layout.SEGMENT_SUFFIX)
+            _limit(session, resource.RLIMIT_NOFILE, _next_descriptor(session) + spare)
+            session.go()
+            if session.hear("trouble"):
+                outcome.count("times held until a descriptor was free")
+                _limit(session, resource.RLIMIT_NOFILE, None)
+            told = session.end()
+            outcome.tried += 1
+            judge(told, settings, outcome, where)
+
+
+def _limit(session: Session, what: int, soft: int | None) -> None:
+    _, hard = resource.prlimit(session.process.pid, what)
+    resource.prlimit(session.process.pid, what, (hard if soft is None else soft, hard))
+
+
+def _next_descriptor(session: Session) -> int:
+    """The number that the next file of a process will have."""
+    used = {int(entry.name) for entry in Path(f"/proc/{session.process.pid}/fd").iterdir()}
+    return next(number for number in itertools.count() if number not in used)
+
+
+# --- row 21: inodes -------------------------------------------------------------------------------
+
+
+def run_inodes(effort: Effort) -> Outcome:
+    """No file can be made any more, though there is space."""
+    require_root()
+    outcome = Outcome("file systems short of inodes")
+    numbers = range(2, 40) if effort.is_full else (3, 6, 9, 14)
+    tries: list[Callable[[Outcome], None]] = [partial(_try_inodes, effort, n) for n in numbers]
+    tries += [partial(_try_no_inodes_left, effort)] * effort.of(1, 4)
+    side_by_side(tries, outcome)
+    return outcome
+
+
+def _try_inodes(effort: Effort, inodes: int, outcome: Outcome) -> None:
+    """Refused at the start, clearly and without a trace, or recorded to the end."""
+    where = f"tmpfs with {inodes} inodes"
+    with effort.workspace() as folder, tmpfs(folder / "disk", f"nr_inodes={inodes}") as disk:
+        settings = Settings(root=str(disk / "data"), stops=(BEFORE_CREATING,), close_timeout=3.0)
+        session = Session(settings, {})
+        with session.reported(outcome, where):
+            while event := session.hear("stopped", "refused"):
+                if "refused" in event:
+                    remount(disk, "nr_inodes=10000")
+                else:
+                    session.go()
+            told = session.end()
+            outcome.tried += 1
+            outcome.count("tasks refused at the start, clearly", len(told.refusals) > 0)
+            outcome.count("publications refused", len(told.publish_failures))
+            for trouble in told.troubles:
+                if "publish" not in trouble:
+                    outcome.breach("broken", f"{where}: failed in mid-task: {trouble}")
+            check(told, settings, outcome, where)
+            remount(disk, "nr_inodes=10000")
+            problem = publish_later(settings)
+            if problem is not None:
+                outcome.breach("broken", f"{where}: cannot be published with more: {problem}")
+            check(told, settings, outcome, f"{where}, then published")
+
+
+def _try_no_inodes_left(effort: Effort, outcome: Outcome) -> None:
+    """A new segment is needed and cannot be made: held, and gone on when one can be."""
+    where = "no inodes at failover"
+    with (
+        effort.workspace() as folder,
+        Faults() as faults,
+        tmpfs(folder / "disk", "nr_inodes=60") as disk,
+    ):
+        settings = Settings(root=str(disk / "data"), stops=(6,))
+        session = Session(settings, faults.environment)
+        with session.reported(outcome, where):
+            session.hear("stopped")
+            faults.require_attached()
+            faults.arm(Call.SYNC, folder, holding=layout.SEGMENT_SUFFIX)
+            junk = _fill_with_files(disk)
+            session.go()
+            if session.hear("trouble"):
+                outcome.count("times held until an inode was free")
+            for path in junk:
+                path.unlink()
+            told = session.end()
+            outcome.tried += 1
+            judge(told, settings, outcome, where)
+
+
+def _fill_with_files(folder: Path) -> list[Path]:
+    made: list[Path] = []
+    while True:
+        path = folder / f"junk{len(made)}"
+        try:
+            path.touch()
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return made
+        made.append(path)
+
+
+ROWS = (
+    Row(
+        18,
+        "ENOSPC at every byte of free space",
+        "The loop lives; recording goes on by itself when there is room again, with nothing lost; "
+        "when there never is, the reserve ends it cleanly, or the trials are named; what on_full "
+        "refuses is said or stored with the data.",
+        run_full,
+    ),
+    Row(
+        19,
+        "ENOSPC while publishing",
+        "The journal is whole and the task readable; it is published when there is room again.",
+        run_unpublishable,
+    ),
+    Row(
+        20,
+        "Limits: length of a file (EFBIG), number of descriptors (EMFILE)",
+        "As row 18; at the start a clear refusal that leaves nothing half made.",
+        run_limits,
+    ),
+    Row(
+        21,
+        "Inodes exhausted",
+        "Fails at the start of a task, clearly and without a trace, never in mid-task; a failover "
+        "that finds none holds and goes on.",
+        run_inodes,
+    ),
+)
