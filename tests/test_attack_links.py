@@ -223,8 +223,14 @@ def open_quickly(root: Path) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("state", ["published", "cut off"])
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    ("kind", "state"),
+    [
+        *((kind, "published") for kind in KINDS),
+        *((kind, "cut off") for kind in (link_to_file, link_to_folder, pipe, second_name)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
 def test_what_lies_outside_is_left_alone(
     tmp_path: Path, outside: Outside, templates: dict[str, Path], kind: Any, state: str
 ) -> None:
@@ -302,7 +308,7 @@ def test_a_linked_subject_or_task_is_refused(
     subject, _, task = place.partition("/")
     linked._portal.call(setattr, storage, "subject_id", subject)
     for act in (_create, _resume):
-        error = attempt(lambda act=act: linked._portal.call(act, storage, task or "reach"))
+        error = attempt(lambda act=act: linked._portal.call(act, storage, task or "journal"))
         assert error is not None
         if target == "folder" or act is _create:
             assert "is a link, which is not followed" in str(error)

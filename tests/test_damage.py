@@ -132,7 +132,7 @@ def test_every_byte_is_accounted_for_once(
     for file, content in known.files.items():
         (folder / file).write_bytes(content)
     file = data.draw(st.sampled_from(known.segments))
-    content = bytearray(known.files[file])
+    content: bytearray = bytearray(known.files[file])
     for _ in range(data.draw(st.integers(0, 3))):
         start = data.draw(st.integers(0, max(len(content) - 1, 0)))
         end = start + data.draw(st.sampled_from([1, 8, 64, SECTOR, len(content)]))

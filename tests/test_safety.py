@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
@@ -262,6 +263,24 @@ async def test_deaths_with_publications_in_between_are_forgiven(tmp_path: Path) 
 
 
 # --- recording ------------------------------------------------------------------------------------
+
+
+async def test_arrays_of_foreign_trials_are_copied(tmp_path: Path) -> None:
+    """A trial of another library, whose arrays are the caller's own, is taken as it was."""
+    buffer = np.full((2, 8), 1.0)
+    async with open_task(tmp_path / "data") as task:
+        task.write_nowait(SimpleNamespace(attrs={"n": 0}, arrays={"own": buffer}))
+        buffer[:] = -1
+        task.write_nowait(SimpleNamespace(attrs={"n": 1}, arrays={"own": buffer}))
+
+    def look() -> None:
+        reader = reader_of(tmp_path / "data")
+        assert [set(array.ravel()) for array in reader.iterarray("own") if array is not None] == [
+            {1.0},
+            {-1.0},
+        ]
+
+    await anyio.to_thread.run_sync(look)
 
 
 class Gate(Disk):

@@ -98,6 +98,7 @@ async def test_a_hung_disk_hangs_until_it_is_released(tmp_path: Path) -> None:
     assert await anyio.to_thread.run_sync(trials_in, tmp_path / "data") == [0, 1, 2]
 
 
+@pytest.mark.slow  # the writer's last patience with a disk that does not answer
 async def test_leaving_the_block_releases_a_hung_disk(tmp_path: Path) -> None:
     """The experiment ends by its own deadline, and the thread that hung ends with the block."""
     disk = HungDisk()

@@ -69,7 +69,7 @@ class Promise:
     ----------
     submitted : int
         Trials that may exist: numbers below this were handed over, or were about to be.
-    written, durable, published : set of int
+    accepted, written, durable, published : set of int
         Trials acknowledged at each level.
     is_open : bool
         The task had been opened.
@@ -78,6 +78,7 @@ class Promise:
     """
 
     submitted: int = 0
+    accepted: set[int] = field(default_factory=set)
     written: set[int] = field(default_factory=set)
     durable: set[int] = field(default_factory=set)
     published: set[int] = field(default_factory=set)

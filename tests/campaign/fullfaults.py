@@ -19,6 +19,7 @@ from tests.campaign.sick import (
     Settings,
     Told,
     check,
+    is_published,
     judge,
     publish_later,
     quiet,
@@ -88,6 +89,7 @@ def _try_full_port(
             root=str(folder / "data"),
             child=False,
             on_full=policy,
+            flush_every=3 if policy == "wait" else 0,
             queue_bytes=_SMALL_QUEUE if policy != "wait" else 1 << 28,
             lasting=is_lasting,
             close_timeout=_IMPATIENCE if is_lasting else 20.0,
@@ -139,6 +141,7 @@ def _try_full_tmpfs(
             count=24,
             bulk=_PAGE,
             on_full=policy,
+            flush_every=3 if policy == "wait" else 0,
             queue_bytes=8 * _SMALL_QUEUE if policy != "wait" else 1 << 28,
             lasting=is_lasting,
             close_timeout=_IMPATIENCE if is_lasting else 20.0,
@@ -187,9 +190,8 @@ def _try_unpublishable(effort: Effort, share: float, is_in_time: bool, outcome: 
             root=str(disk / "data"),
             count=count,
             bulk=bulk,
-            publish_every=count // 2,
             stops=(count,),
-            close_timeout=60.0 if is_in_time else 3.0,
+            close_timeout=60.0 if is_in_time else 5.0,
         )
         session = Session(settings, {})
         with session.reported(outcome, where):
@@ -204,8 +206,7 @@ def _try_unpublishable(effort: Effort, share: float, is_in_time: bool, outcome: 
             outcome.count("times that the recorder had to wait for room", len(told.troubles))
             outcome.count("publications refused", len(told.publish_failures))
             check(told, settings, outcome, where)
-            is_published = reader_of(Path(settings.root)).status != "recording"
-            if is_published:
+            if is_published(settings):
                 outcome.count("published by their own publisher in the end")
                 return
             if is_in_time and not told.publish_failures:

@@ -206,6 +206,7 @@ def _go_on(
 ) -> None:
     body = functools.partial(record, root, first=found, count=1, epoch=epoch, **keywords)
     disk = KillingDisk(_NEVER, is_after=False)
+    root.parent.mkdir(exist_ok=True)
     with Child(over(disk, lambda: anyio.run(body)), root.parent) as child:
         if child.wait() != 0:
             outcome.breach("broken", f"{where}: going on failed: {child.errors}")

@@ -239,7 +239,7 @@ MUTATIONS: Final = (
         "_recording/intake.py",
         '    copy = np.array(opaque(array), order="C", copy=True).view(array.dtype)\n',
         '    copy = np.asarray(opaque(array), order="C").view(array.dtype)\n',
-        "test_recording::test_the_caller_may_reuse_its_buffers_at_once",
+        "test_safety::test_arrays_of_foreign_trials_are_copied",
     ),
     Mutation(
         "counting what is not durable yet against the queue's bound",
@@ -254,8 +254,16 @@ MUTATIONS: Final = (
     Mutation(
         "the shield of the writer",
         "_recording/writer.py",
-        "        self._scope = anyio.CancelScope(shield=True)\n",
-        "        self._scope = anyio.CancelScope()\n",
+        "            with self._scope:\n"
+        "                while not self._stopping:\n"
+        "                    try:\n"
+        "                        await self._turn()\n"
+        "                    except anyio.get_cancelled_exc_class():\n",
+        "            with anyio.CancelScope():\n"
+        "                while not self._stopping:\n"
+        "                    try:\n"
+        "                        await self._turn()\n"
+        "                    except ():\n",
         "test_ends::test_cancellation_and_time_outs_keep_everything",
     ),
     Mutation(

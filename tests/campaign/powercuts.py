@@ -212,7 +212,7 @@ def _cut_many(
                 first = next(n for n, event in enumerate(log) if isinstance(event, str))
                 outcome.count("recordings")
                 outcome.count("writes and flushes of the device", len(log))
-            at = dice.randrange(first, len(log) + 1)
+            at = _moment(log, first, dice)
             where = f"{lane.name(attempt)}, cut at {at} of {len(log)}, {options or 'defaults'}"
 
             def look(
@@ -225,6 +225,15 @@ def _cut_many(
 
             ground.cut(log, at, dice, options, look, outcome, where)
     return outcome
+
+
+def _moment(log: list[blocklog.Event], first: int, dice: random.Random) -> int:
+    """Choose a place in the log: anywhere, or just behind a word that must be kept from then on."""
+    if dice.random() < 0.5:
+        return dice.randrange(first, len(log) + 1)
+    lines = [(n, event) for n, event in enumerate(log) if isinstance(event, str)]
+    kind = dice.choice(sorted({line.split()[0] for _, line in lines}))
+    return dice.choice([n for n, line in lines if line.split()[0] == kind]) + 1
 
 
 def _look_at_shown(root: Path, history: History, outcome: Outcome, where: str) -> None:

@@ -2,9 +2,9 @@
 
 ``python -m tests.campaign.recorder ROOT [--resume] [--first N] ...`` writes lines to standard
 output, each with one system call, so that a kill leaves whole lines: ``O 5`` (the task is open,
-trial 5 comes next), ``B 99`` (process 99 is the publisher), ``S 12`` (trial 12 is about to be handed
-over), ``W 12`` (written), ``D 12`` (durable), ``V 12`` (a reader was shown trial 12), ``P 13`` (the first 13 are published), ``C 20`` (the
-task is closed with 20 trials).
+trial 5 comes next), ``B 99`` (process 99 is the publisher), ``S 12`` (trial 12 is about to be
+handed over), ``A 12`` (accepted), ``W 12`` (written), ``D 12`` (durable), ``V 12`` (a reader was
+shown trial 12), ``P 13`` (the first 13 are published), ``C 20`` (closed with 20 trials).
 """
 
 from __future__ import annotations
@@ -111,6 +111,8 @@ def heard(lines: Iterable[bytes]) -> Promise:
                 promise.publisher = number
             case b"S":
                 promise.submitted = max(promise.submitted, number + 1)
+            case b"A":
+                promise.accepted.update(range(number + 1))
             case b"W":
                 promise.written.update(range(number + 1))
             case b"D" | b"V":

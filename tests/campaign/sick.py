@@ -37,6 +37,7 @@ from trialstore import (
     Trial,
     WriteFailed,
 )
+from trialstore._ondisk import manifest
 from trialstore._publishing.service import publish_once
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class Told:
     """What an experiment on a sick disk has told, put together."""
 
     submitted: int = 0
+    accepted: int = 0
     durable: set[int] = field(default_factory=set)
     published: int = 0
     refusals: list[str] = field(default_factory=list)
@@ -128,6 +130,8 @@ class Told:
         match event:
             case {"submitted": int(number)}:
                 self.submitted = max(self.submitted, number + 1)
+            case {"accepted": int(count)}:
+                self.accepted = count
             case {"durable": int(count)}:
                 self.durable.update(range(count))
             case {"published": int(count)}:
@@ -285,6 +289,7 @@ class _Experiment:
             else:
                 if receipt.index is not None:
                     self.accepted = number + 1
+                    self.tell({"accepted": number + 1})
                     return True
                 self.tell({"dropped": number})
             if self.settings.lasting and self.trouble.is_set():
@@ -292,7 +297,10 @@ class _Experiment:
             await anyio.sleep(0.01)
 
     async def _flush(self, task: TaskWriter) -> bool:
-        """Wait until everything is durable, or, if the trouble is to last, for that."""
+        """Wait until everything is durable, or, where the trouble is to last, for that."""
+        if not self.settings.lasting:
+            await task.flush()
+            return True
         is_durable = False
         async with anyio.create_task_group() as group:
 
@@ -300,8 +308,7 @@ class _Experiment:
                 await self.trouble.wait()
                 group.cancel_scope.cancel()
 
-            if self.settings.lasting:
-                group.start_soon(give_up)
+            group.start_soon(give_up)
             await task.flush()
             is_durable = True
             group.cancel_scope.cancel()
@@ -384,7 +391,7 @@ class Session:
         environment: Mapping[str, str],
         *,
         before: str = "",
-        patience: float = 30.0,
+        patience: float = 120.0,
     ) -> None:
         self.told = Told()
         self.process = subprocess.Popen(
@@ -486,7 +493,7 @@ def check(
         outcome.breach("silent", f"{where}: {found} of {settings.count} trials are there")
     if not told.is_closed:
         outcome.breach("broken", f"{where}: the experiment did not come to its end")
-    missing = set(range(found, told.submitted)) - told.failed
+    missing = set(range(found, told.accepted)) - told.failed
     if missing and not whole:
         outcome.breach("silent", f"{where}: WriteFailed does not name {sorted(missing)}")
     refused = any(loss.kind == "refused" for loss in reader_of(root).losses)
@@ -525,8 +532,7 @@ def judge(
     if told.write_failures:
         outcome.count("held to the end and named by WriteFailed")
     check(told, settings, outcome, where, whole=is_whole)
-    root = Path(settings.root)
-    if not told.submitted or reader_of(root).status != "recording":
+    if not told.submitted or is_published(settings):
         return
     outcome.count("published on a well disk afterwards")
     problem = publish_later(settings)
@@ -534,6 +540,12 @@ def judge(
         outcome.breach("broken", f"{where}: cannot be published on a well disk: {problem}")
         return
     check(told, settings, outcome, f"{where}, then published", whole=is_whole)
+
+
+def is_published(settings: Settings) -> bool:
+    """Whether the task is in plain files (a reader would show it from its journal as well)."""
+    described = manifest.read(Path(settings.root, SUBJECT, TASK))
+    return described is not None and described.status != "recording"
 
 
 def publish_later(settings: Settings, seconds: float = 30.0) -> str | None:
@@ -544,7 +556,7 @@ def publish_later(settings: Settings, seconds: float = 30.0) -> str | None:
     root = Path(settings.root)
     fallback = f"{settings.fallback}/{SUBJECT}/{TASK}/journal" if settings.fallback else None
     end = time.monotonic() + seconds
-    while reader_of(root).status == "recording":
+    while not is_published(settings):
         try:
             publish_once(root / SUBJECT / TASK, {"fallback": fallback})
         except (TaskLocked, FileNotFoundError) as error:

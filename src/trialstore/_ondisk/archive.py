@@ -30,6 +30,9 @@ _ZIP64_BYTES: Final = 1 << 30
 _EARLIEST: Final = 315_619_200  # 1980-01-02
 _LATEST: Final = 4_354_732_800  # 2107-12-30
 
+#: Ours lie five deep. Windows would unpack hardly more, and Python calls itself for each.
+_DEEPEST: Final = 100
+
 _FOLDER: Final = 0x10  # as MS-DOS has it
 
 #: ``Icon\r`` is how macOS keeps a folder's picture; Windows could not unpack it.
@@ -121,6 +124,8 @@ class _Archiver(NamedTuple):
         and then takes the journal away. So a journal that is cut off by it comes with a manifest
         that needs no journal, and that manifest with all its arrays.
         """
+        if name.count("/") > _DEEPEST:
+            raise InvalidName(f"{name!r:.200}... lies deeper than {_DEEPEST} folders")
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             before = len(self.archive.filelist)
             folders = layout.list_folders(folder)

@@ -76,7 +76,7 @@ class Lock:
     def become(self, fresh: Lock) -> None:
         """Go on with a lock that was taken again at the same path."""
         self.release()
-        self._fd, fresh._fd = fresh._fd, None  # noqa: SLF001 - of our own class
+        self._fd, fresh._fd = fresh._fd, None
 
     def release(self) -> None:
         """Give the lock back; the file stays, so that nobody locks a file that is just going."""

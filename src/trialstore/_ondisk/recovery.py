@@ -73,8 +73,10 @@ def plan(task: Path, extra: Sequence[Path] = ()) -> Plan:
 
     Raises
     ------
-    FormatError, DamagedData
-        If the manifest or a segment cannot be understood, or claims all numbers there are.
+    FormatError
+        If the manifest or a segment cannot be understood.
+    DamagedData
+        If the manifest is damaged, or the journal claims all numbers that there are.
     """
     described = manifest.read(task)
     journal = task / layout.JOURNAL
@@ -89,8 +91,8 @@ def plan(task: Path, extra: Sequence[Path] = ()) -> Plan:
         last_seq = max(replay.last_seq, replay.synced_to)
         if max(last_seq, replay.count) > MOST // 2:
             raise DamagedData(
-                f"{str(journal)!r} claims {replay.count} trials in {last_seq} frames, and leaves no "
-                "numbers for more: nothing can be recorded behind it; move the folder away",
+                f"{str(journal)!r} claims {replay.count} trials in {last_seq} frames, and leaves "
+                "no numbers for more: nothing can be recorded behind it; move the folder away",
                 journal,
             )
         return Plan(

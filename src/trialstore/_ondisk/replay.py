@@ -6,26 +6,25 @@ about what was recorded. It reads only, and it never loads samples until they ar
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, TypeGuard
 
 from trialstore._errors import DamagedData, FormatError
-from trialstore._ondisk import entries, layout, witness
+from trialstore._ondisk import entries, layout
 from trialstore._ondisk.coverage import Coverage, Part, coverage
-from trialstore._ondisk.disk import read_file
 from trialstore._ondisk.losses import Loss
 from trialstore._ondisk.places import Places
 from trialstore._ondisk.samples import ChunkRef, JournalTrial, read_chunks, run_at
-from trialstore._ondisk.segment_file import Damage, SegmentFile, Whole
+from trialstore._ondisk.segment_file import Damage
+from trialstore._ondisk.segment_folders import SegmentFolders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from trialstore._ondisk.entries import CleanEnd, Opening, TrialCommit
+    from trialstore._ondisk.segment_file import SegmentFile, Whole
     from trialstore._ondisk.witness import Witness
 
     Shape = tuple[int, ...]
@@ -68,14 +67,12 @@ class Replay:
     """
 
     def __init__(self, folders: Sequence[Path], base: int = 0) -> None:
-        self._folders = tuple(folders)
+        self._folders = SegmentFolders(folders)
         self._base = base
-        self._files: dict[tuple[int, int], SegmentFile] = {}
         self._sessions: dict[bytes, _Session] = {}
         self._last_session = b""
         self.trials: dict[int, JournalTrial] = {}
         self._refused: list[Damage] = []
-        self._orphans: dict[tuple[int, int], Witness] = {}
         self._superseded: list[Loss] = []
         self._void_after: dict[str, int] = {}
         self.synced_to = 0
@@ -90,8 +87,7 @@ class Replay:
 
     def close(self) -> None:
         """Let go of every file."""
-        for file in self._files.values():
-            file.close()
+        self._folders.close()
 
     # --- following --------------------------------------------------------------------------------
 
@@ -101,12 +97,12 @@ class Replay:
         A journal that was published and taken away may have been followed by a new one, whose
         segments have the same names.
         """
-        return all(file.stands() for file in self._files.values())
+        return all(file.stands() for file in self._folders)
 
     @property
     def scanned(self) -> int:
         """Bytes of journal that have been looked at."""
-        return sum(file.scanned for file in self._files.values())
+        return sum(file.scanned for file in self._folders)
 
     def poll(self) -> list[JournalTrial]:
         """Read what has been appended and return the trials that were committed by it, in order.
@@ -120,10 +116,10 @@ class Replay:
         DamagedData
             If the disk cannot read it.
         """
-        self._find_segments()
+        self._folders.look()
         new: list[JournalTrial] = []
         polled: set[SegmentFile] = set()
-        while rest := [file for file in self._files.values() if file not in polled]:
+        while rest := [file for file in self._folders if file not in polled]:
             folders = len(self._folders)
             for file in rest:
                 polled.add(file)
@@ -131,7 +127,7 @@ class Replay:
                 if len(self._folders) > folders:
                     # The first opening told of a second folder: its segments come in between, and
                     # what was written before them may have come since.
-                    self._find_segments()
+                    self._folders.look()
                     polled.clear()
                     break
         self.synced_to = max(self.synced_to, *(said.seq for said in self._statements()), 0)
@@ -144,28 +140,6 @@ class Replay:
                 self._take(file, whole, new)
         except FormatError as error:
             raise FormatError(f"{str(file.path)!r}: {error}") from error
-
-    def _find_segments(self) -> None:
-        found: dict[tuple[int, int], Path] = {}
-        witnessed: dict[tuple[int, int], Path] = {}
-        for position, folder in enumerate(self._folders):
-            # A second folder may be on a disk that is not there today.
-            with contextlib.suppress(OSError) if position else contextlib.nullcontext():
-                for path in folder.iterdir():
-                    segment = path.with_suffix(layout.SEGMENT_SUFFIX)
-                    if (number := layout.segment_number(segment.name)) is not None:
-                        kind = found if path == segment else witnessed
-                        kind[number, position] = segment
-        fresh = sorted(found.keys() - self._files.keys())
-        for key in fresh:
-            with contextlib.suppress(FileNotFoundError):
-                self._files[key] = SegmentFile(found[key])
-        if fresh:
-            self._files = dict(sorted(self._files.items()))
-        lonely = witnessed.keys() - found.keys() - self._files.keys()
-        self._orphans = {key: said for key in sorted(lonely) if (said := _orphan(witnessed[key]))}
-        if self._orphans:
-            self._folders[0].stat()  # raises if the journal was taken away while we looked
 
     def _take(self, file: SegmentFile, whole: Whole, new: list[JournalTrial]) -> None:
         frame, session = whole.frame, file.session
@@ -220,7 +194,7 @@ class Replay:
     def _open(self, file: SegmentFile, state: _Session, opening: Opening) -> None:
         self.synced_to = max(self.synced_to, opening.after)
         state.end = None
-        for earlier in itertools.takewhile(lambda other: other is not file, self._files.values()):
+        for earlier in itertools.takewhile(lambda other: other is not file, self._folders):
             # What follows there was not durable: it is repeated here, or nobody was told of it.
             name = earlier.path.name
             self._void_after[name] = min(self._void_after.get(name, _INFINITY), opening.after)
@@ -228,8 +202,8 @@ class Replay:
             return
         state.opening = opening
         fallback = opening.description.get("fallback")
-        if _may_hold_segments(fallback) and Path(fallback) not in self._folders:
-            self._folders += (Path(fallback),)
+        if _may_hold_segments(fallback):
+            self._folders.add(Path(fallback))
         # Whoever wrote to an older segment after this had lost the task without knowing it.
         for session, other in self._sessions.items():
             if session != file.session:
@@ -289,7 +263,7 @@ class Replay:
     @property
     def segments(self) -> list[Path]:
         """The segments, oldest first."""
-        return [file.path for file in self._files.values()]
+        return [file.path for file in self._folders]
 
     @property
     def torn(self) -> list[tuple[Path, int, int]]:
@@ -299,7 +273,7 @@ class Replay:
         description are whole, in `damages`, or here, and nowhere twice.
         """
         cut = self._coverage().cut
-        tails = ((f.path, *f.tail) for (n, _), f in self._files.items() if n not in cut)
+        tails = ((f.path, *f.tail) for (n, _), f in self._folders.files.items() if n not in cut)
         return [(path, start, end) for path, start, end in tails if start < end]
 
     @property
@@ -315,7 +289,7 @@ class Replay:
         A file of a few bytes can claim any number of trials. As many as the journal's bytes could
         be, and some more, are named singly and get lines in the published table.
         """
-        return _BELIEVED + sum(file.size_seen for file in self._files.values()) // _TRIAL_FRAME
+        return _BELIEVED + sum(file.size_seen for file in self._folders) // _TRIAL_FRAME
 
     def uncommitted(self) -> dict[tuple[bytes, int], dict[str, list[ChunkRef]]]:
         """Chunks whose trial has no row here, by session and trial number.
@@ -332,11 +306,11 @@ class Replay:
     def _coverage(self) -> Coverage:
         parts = [
             Part(number, file, None, self._limit(file.session))
-            for (number, _), file in self._files.items()
+            for (number, _), file in self._folders.files.items()
         ]
-        for (number, _), said in self._orphans.items():
+        for (number, _), said in self._folders.lost.items():
             # A witness may have been copied, and a segment written again under another name.
-            mates = (file for file in self._files.values() if file.session == said.session)
+            mates = (file for file in self._folders if file.session == said.session)
             if not any(said.seq in file.seen for file in mates):
                 parts.append(Part(number, None, said, self._limit(said.session)))
         return coverage(sorted(parts, key=lambda part: part.number))
@@ -354,7 +328,7 @@ class Replay:
 
     def _statements(self) -> Iterator[Witness]:
         """What the witnesses say, unless they speak of frames behind a takeover."""
-        said = [*(file.statement for file in self._files.values()), *self._orphans.values()]
+        said = [*(file.statement for file in self._folders), *self._folders.lost.values()]
         for one in said:
             if one is not None and one.seq <= self._limit(one.session):
                 yield one
@@ -378,7 +352,7 @@ class Replay:
         # The recorder itself could not write these, and left a note; it knows why.
         noted = {trial for loss in found if loss.kind == "missing" for trial in loss.trials}
         found += self._superseded
-        found += [_claim(file) for file in self._files.values() if file.claims_too_much]
+        found += [_claim(file) for file in self._folders if file.claims_too_much]
         places = Places(self._acknowledged_damages(), self._absence(), self.room)
         expected, seq = self._base, 0
         trials = sorted(self.trials.values(), key=lambda trial: trial.index)
@@ -418,7 +392,7 @@ class Replay:
 
     def _absence(self) -> Loss:
         """What is said of trials that are missing without a trace."""
-        name = self.segments[-1].name if self._files else ""
+        name = self.segments[-1].name if self._folders.files else ""
         return Loss((), "", "missing", name, None, f"durable up to frame {self.synced_to}")
 
     def _sample_loss(self, trial: JournalTrial, name: str) -> Loss | None:
@@ -428,15 +402,6 @@ class Replay:
         except DamagedData as error:
             file = "" if error.path is None else error.path.name
             return Loss((trial.index,), f"array {name!r}", "damaged", file, None, str(error))
-        return None
-
-
-def _orphan(segment: Path) -> Witness | None:
-    """What the witness of a segment says that is really gone: a recorder makes the witness last."""
-    try:
-        said = witness.latest(read_file(layout.witness_path(segment), 2 * witness.SLOT_SIZE))
-        return None if os.path.lexists(segment) else said
-    except OSError:
         return None
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import errno
-import os
-from bisect import bisect_left, insort
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from trialstore._errors import DamagedData
-from trialstore._ondisk import disk, journal, layout, witness
+from trialstore._ondisk import journal, layout, witness
+from trialstore._ondisk.disk import read_file
 from trialstore._ondisk.journal import HEADER_SIZE, Frame, FrameType, Gap, Spoilt, Tail
 from trialstore._ondisk.numbers import MOST, Numbers
+from trialstore._ondisk.sectors import SectorFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,11 +21,6 @@ if TYPE_CHECKING:
 #: A description longer than this is not ours: 100 000 attributes would be shorter.
 _META_LIMIT: Final = 1 << 28
 
-#: What a disk reads, or fails to read, as one.
-_SECTOR: Final = 512
-#: Beyond so many unreadable sectors a disk is not asked for every single one of the others: each
-#: question may take it seconds.
-_SECTORS_TRIED: Final = 4096
 _UNREADABLE: Final = "the disk cannot read it"
 
 
@@ -96,6 +90,9 @@ class SegmentFile:
         The newest thing that the witness says.
     claims_too_much : bool
         The witness says what cannot be.
+    read : callable
+        ``read(offset, length)``; unreadable sectors are zeros, which fit no checksum but that of
+        zeros: they cost the frames that they are part of.
 
     Raises
     ------
@@ -121,90 +118,21 @@ class SegmentFile:
         self._breaks: list[_Break] = []
         self._spoilt: dict[int, Damage | None] = {}
         self._copies: list[Damage] = []
-        self._unreadable: list[int] = []
-        self._disk = disk.current()
-        self._fd = -1
-        try:
-            self._fd = disk.open_reading(path)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise DamagedData(f"{str(path)!r} cannot be opened: {error}", path) from error
+        self._file = SectorFile(path)
+        self.read = self._file.read
 
     def close(self) -> None:
         """Let go of the file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
 
-    def __del__(self) -> None:
-        self.close()
-
-    # --- bytes ------------------------------------------------------------------------------------
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Read at most `length` bytes from `offset`; fewer only at the end of the file.
-
-        Sectors that the disk cannot read are zeros, which fit no checksum but that of zeros: they
-        cost the frames that they are part of.
-
-        Raises
-        ------
-        DamagedData
-            If the file cannot be read at all.
-        """
-        pieces: list[bytes] = []
-        end = offset + length
-        # Linux gives at most 2 GiB in one call, and fewer bytes in front of a bad sector.
-        while offset < end and (piece := self._read_piece(offset, end - offset)):
-            pieces.append(piece)
-            offset += len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def _read_piece(self, offset: int, length: int) -> bytes:
-        if not self._is_unreadable(offset, offset + length):
-            try:
-                return self._disk.read_at(self._fd, length, offset)
-            except OSError as error:
-                if error.errno != errno.EIO:
-                    reason = f"{str(self.path)!r} cannot be read: {error}"
-                    raise DamagedData(reason, self.path) from error
-        return self._read_around(offset, min(length, self.size() - offset))
-
-    def _read_around(self, offset: int, length: int) -> bytes:
-        """Read what can be read of bytes that cannot be read as one, half by half."""
-        if length <= 0:
-            return b""
-        first, end = offset // _SECTOR, -(-(offset + length) // _SECTOR)
-        if end - first == 1 or len(self._unreadable) >= _SECTORS_TRIED:
-            if not self._is_unreadable(offset, offset + 1):
-                insort(self._unreadable, first)
-            return bytes(length)
-        middle = (first + end) // 2 * _SECTOR
-        return self.read(offset, middle - offset) + self.read(middle, offset + length - middle)
-
-    def _is_unreadable(self, start: int, end: int) -> bool:
-        """Whether a sector among these bytes is known to be unreadable."""
-        bad = self._unreadable
-        place = bisect_left(bad, start // _SECTOR)
-        return place < len(bad) and bad[place] * _SECTOR < end
+    def stands(self) -> bool:
+        """Whether the file at the segment's path is still this one."""
+        return self._file.stands_at(self.path)
 
     @property
     def scanned(self) -> int:
         """Bytes that have been looked at."""
         return self._offset
-
-    def stands(self) -> bool:
-        """Whether the file at the segment's path is still this one: names are given again."""
-        try:
-            here, there = os.fstat(self._fd), self.path.lstat()
-        except OSError:
-            return False
-        return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
-
-    def size(self) -> int:
-        """Bytes in the segment now."""
-        return os.fstat(self._fd).st_size
 
     # --- following --------------------------------------------------------------------------------
 
@@ -220,7 +148,7 @@ class SegmentFile:
         """
         # The witness first: whatever it says is then in the bytes that are looked at after it.
         said = self._said()
-        size = self.size()
+        size = self._file.size()
         is_growing = 0 < self.size_seen < size
         self.size_seen = size
         if not self.session and not self._identify(size, said):
@@ -245,7 +173,7 @@ class SegmentFile:
 
     def _said(self) -> bytes:
         try:
-            return disk.read_file(layout.witness_path(self.path), 2 * witness.SLOT_SIZE)
+            return read_file(layout.witness_path(self.path), 2 * witness.SLOT_SIZE)
         except OSError:
             return b""
 
@@ -374,7 +302,7 @@ class SegmentFile:
         return self._damage(self.seen.last + 1, last, span, evidence)
 
     def _damage(self, first: int, last: int, span: tuple[int, int], evidence: str) -> Damage:
-        reason = _UNREADABLE if self._is_unreadable(*span) else evidence
+        reason = _UNREADABLE if self._file.has_failed(*span) else evidence
         return Damage(self.path.name, first, last, span, reason)
 
     @property
@@ -414,7 +342,7 @@ class SegmentFile:
             return body
         start, end = frame.body_offset, frame.body_offset + frame.body_length
         reason = "do not fit their checksum"
-        if self._is_unreadable(start, end):
+        if self._file.has_failed(start, end):
             reason = f"are lost: {_UNREADABLE}"
         raise DamagedData(
             f"{str(self.path)!r}: the samples in bytes {start} to {end} {reason}", self.path

@@ -106,6 +106,11 @@ class ForeignSource:
             for trial in self.trial_numbers():
                 yield file.read(str(trial)) if str(trial) in found else None
 
+    def some(self, name: str, trials: Sequence[int]) -> Iterator[NDArray[Any]]:
+        with self._open(name) as file:
+            for trial in trials:
+                yield file.read(str(trial))
+
     def losses(self) -> list[Loss]:
         return []
 

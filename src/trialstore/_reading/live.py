@@ -193,6 +193,13 @@ class JournalSource:
             has = name in trial.commit.arrays
             yield self.read(name, trial.index, None, verify=verify) if has else None
 
+    def some(self, name: str, trials: Sequence[int]) -> Iterator[NDArray[Any]]:
+        published = [trial for trial in trials if trial < self._base_trials]
+        if self._base is not None and published:
+            yield from self._base.some(name, published)
+        for trial in trials[len(published) :]:
+            yield self.read(name, trial, None, verify=True)
+
     def losses(self) -> list[Loss]:
         base = [] if self._base is None else self._base.losses()
         # While recording, samples were checked by nobody yet and will be by the publisher.

@@ -160,6 +160,10 @@ class Source(Protocol):
         """Yield the array of each trial in `trial_numbers`, None where a trial has none."""
         ...
 
+    def some(self, name: str, trials: Sequence[int]) -> Iterator[NDArray[Any]]:
+        """Yield the arrays of some trials, which have one; verified, and the file opened once."""
+        ...
+
     def losses(self) -> list[Loss]:
         """Return what is missing."""
         ...
@@ -272,6 +276,11 @@ class PublishedSource:
                     yield None
                 else:
                     yield self._read(file, name, self._stored(name, trial), None, verify=verify)
+
+    def some(self, name: str, trials: Sequence[int]) -> Iterator[NDArray[Any]]:
+        with self._open(name) as file:
+            for trial in trials:
+                yield self._read(file, name, self._stored(name, trial), None, verify=True)
 
     def losses(self) -> list[Loss]:
         return list(self._manifest.losses)

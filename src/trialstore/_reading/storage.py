@@ -87,7 +87,8 @@ class StorageReader:
         """
         if self._subject_id is None:
             return []
-        return _folders(_spelled(self.root, self._subject_id))
+        folder = _spelled(self.root, self._subject_id)
+        return [] if folder.is_symlink() else _folders(folder)
 
     def require_task(self, task_id: str) -> TaskReader:
         """Return a reader of one task of the current subject.

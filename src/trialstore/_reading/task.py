@@ -22,7 +22,7 @@ from trialstore._reading.source import PublishedSource
 from trialstore.design import Array, Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -243,9 +243,12 @@ class TaskReader:
         while True:
             is_over = self.status != "recording"
             source, numbers, attrs = self._current.ask(functools.partial(_news, seen))
-            names = source.array_names()
+            arrays = {
+                name: source.some(name, [trial for trial in numbers if source.has(name, trial)])
+                for name in source.array_names()
+            }
             for number, values in zip(numbers, attrs, strict=True):
-                yield _trial(source, names, number, values)
+                yield _trial(source, arrays, number, values)
             seen += len(numbers)
             if is_over:
                 return
@@ -321,9 +324,14 @@ def _news(seen: int, source: Source) -> tuple[Source, list[int], list[dict[str, 
     return source, numbers, source.attrs(numbers) if numbers else []
 
 
-def _trial(source: Source, names: list[str], number: int, attrs: dict[str, Any]) -> Trial:
+def _trial(
+    source: Source,
+    arrays: Mapping[str, Iterator[NDArray[Any]]],
+    number: int,
+    attrs: dict[str, Any],
+) -> Trial:
     trial = Trial(attrs)
-    for name in names:
+    for name, found in arrays.items():
         if source.has(name, number):
-            trial.arrays[name] = Array(source.read(name, number, None, verify=True))
+            trial.arrays[name] = Array(next(found))
     return trial

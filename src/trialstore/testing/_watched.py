@@ -37,6 +37,7 @@ Kind = Literal[
     "remove",
     "remove_folder",
     "identity",
+    "names_of",
     "identity_at",
     "free_bytes",
 ]
@@ -154,6 +155,10 @@ class WatchedDisk(Disk):
         """As `Disk.identity`."""
         return self._around("identity", lambda: super(WatchedDisk, self).identity(fd), fd)
 
+    def names_of(self, fd: int) -> int:
+        """As `Disk.names_of`."""
+        return self._around("names_of", lambda: super(WatchedDisk, self).names_of(fd), fd)
+
     def identity_at(self, path: Path) -> Identity | None:
         """As `Disk.identity_at`."""
         return self._around("identity_at", lambda: super(WatchedDisk, self).identity_at(path), path)
@@ -206,8 +211,6 @@ def first_bytes(pieces: Sequence[Buffer], count: int) -> list[Buffer]:
     kept: list[Buffer] = []
     for piece in pieces:
         part = memoryview(piece).cast("B")[:count]
-        if not part:
-            break
         kept.append(part)
         count -= len(part)
     return kept

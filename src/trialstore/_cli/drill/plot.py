@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
     from trialstore._cli.drill.verdict import Findings
 
@@ -50,30 +51,37 @@ def _draw_ticks(axes: Axes, findings: Findings) -> None:
         title="A loop that wants to run every millisecond", xlabel="time (s)", ylabel="late (ms)"
     )
     axes.set_ylim(bottom=0)
-    axes.legend(loc="upper right")
+    _legend(axes, "upper right")
 
 
 def _draw_shares(axes: Axes, findings: Findings) -> None:
     if findings.idle is not None:
         _draw_tail(axes, findings.idle, _IDLE, "idle")
-    for step in findings.steps:
+    steps = sorted(findings.steps, key=lambda step: step.factor)
+    for number, step in enumerate(steps):
         color = _HOLDS if findings.limit_of(step) is None else _FAILS
-        _draw_tail(axes, step.late, color, f"{step.factor:.3g} ×")
+        opacity = 1 - 0.7 * number / len(steps)
+        _draw_tail(axes, step.late, color, f"{step.factor:.3g} ×", opacity)
     axes.axvline(LATE * 1e3, color=_FAILS, linewidth=0.8, linestyle="--")
     axes.set(
-        title="Share of ticks later than that", xlabel="late (ms)", ylabel="share",
+        title="Share of ticks that are later than that", xlabel="late (ms)", ylabel="share",
         xscale="log", yscale="log",
     )  # fmt: skip
-    axes.legend(loc="lower left")
+    _legend(axes, "lower left")
 
 
 def _draw_tail(
-    axes: Axes, late: np.ndarray[tuple[int], np.dtype[np.float32]], color: str, label: str
+    axes: Axes, late: NDArray[np.float32], color: str, label: str, opacity: float = 1.0
 ) -> None:
     if len(late):
         ordered = np.sort(late)[::-1] * 1e3
         axes.plot(
             np.maximum(ordered, 1e-2),
             np.arange(1, len(ordered) + 1) / len(ordered),
-            color=color, linewidth=1, label=label,
+            color=color, linewidth=1, label=label, alpha=opacity,
         )  # fmt: skip
+
+
+def _legend(axes: Axes, place: str) -> None:
+    if axes.get_legend_handles_labels()[0]:  # there is nothing yet after an early Ctrl-C
+        axes.legend(loc=place)
