@@ -9,6 +9,11 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.error_on_external_run = True
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+#: As in tests/fuzz/__main__.py.
+FUZZ_TARGETS = (
+    *("journal", "frames", "manifest", "members", "table", "task", "archive", "pickle", "lock"),
+    "hdf5",
+)
 
 
 @nox.session(python=PYTHONS)
@@ -59,6 +64,18 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def campaign(session: nox.Session) -> None:
+    """Inject every fault: about an hour, as root on Linux; ``-- --quick`` takes minutes.
+
+    A full one writes docs/reference/reliability.md.
+    """
+    session.install("-e.[all]", "--group=test")
+    partial = {"--quick", "--only"}.intersection(session.posargs)
+    report = [] if partial else ["--report", "docs/reference/reliability.md"]
+    session.run("python", "-m", "tests.campaign", *report, *session.posargs)
+
+
+@nox.session(default=False)
 def mutations(session: nox.Session) -> None:
     """Take each safety line away and see a test fail: about five minutes; words choose some."""
     session.install("-e.[all]", "--group=test")
@@ -70,6 +87,20 @@ def soak(session: nox.Session) -> None:
     """Record while everything goes wrong: 20 minutes, or ``-- --minutes N``."""
     session.install("-e.[all]", "--group=test")
     session.run("python", "-m", "tests.soak", *session.posargs)
+
+
+@nox.session(python="3.11")
+def fuzz(session: nox.Session) -> None:
+    """Give a reader hostile bytes for some time: ``nox -s fuzz -- journal --seconds 600``.
+
+    Without arguments, every reader for two minutes.
+    """
+    session.install("-e.[all]", "--group=test", "atheris>=3.0")
+    if session.posargs:
+        session.run("python", "-m", "tests.fuzz", *session.posargs)
+        return
+    for target in FUZZ_TARGETS:
+        session.run("python", "-m", "tests.fuzz", target, "--seconds", "120")
 
 
 def _install_axopy(session: nox.Session) -> None:

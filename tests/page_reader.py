@@ -60,19 +60,20 @@ def session_of(path: Path, data: bytes) -> bytes:
 
 def frames_of(data: bytes, session: bytes) -> Iterator[tuple[int, int, Any, bytes | None]]:
     """Yield seq, type, description and samples (None if damaged) of each frame of a segment."""
-    at, last = 64, 0
+    at, known = 64, set()
     while at + 56 <= len(data):
         magic, kind, _, size, length, seq, _, _, *lengths, crc = FRAME.unpack_from(data, at)
         meta_length, meta_crc, body_crc, _ = lengths
         begin, whole, end = (at + 56 + n for n in (padded(meta_length), length, padded(length)))
         fits = crc == zlib.crc32(data[at : at + 52], zlib.crc32(session))
-        if magic != b"\xf1TrF" or not fits or size != 56 or begin > whole or end > len(data):
+        sane = size == 56 and begin <= whole and end <= len(data) and seq not in known
+        if magic != b"\xf1TrF" or not fits or not sane:
             at += 8
             continue
         meta, body, at = data[at + 56 :][:meta_length], data[begin:whole], end
-        if seq > last and kind <= 7 and zlib.crc32(meta) == meta_crc:
+        known.add(seq)
+        if kind <= 7 and zlib.crc32(meta) == meta_crc:
             yield seq, kind, json.loads(meta), body if zlib.crc32(body) == body_crc else None
-        last = max(seq, last)
 
 
 def read_journal(*folders: Path) -> dict[int, Trial]:

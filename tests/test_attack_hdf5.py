@@ -46,7 +46,7 @@ def chunked(*chunk: int) -> Any:
     return plist
 
 
-# --- what leads outside -------------------------------------------------------------------------
+# --- what leads outside ---------------------------------------------------------------------------
 
 
 def soft_link(file: h5py.File, folder: Path) -> None:
@@ -95,7 +95,7 @@ def virtual_of_itself(file: h5py.File, folder: Path) -> None:
     file.create_virtual_dataset("0", layout)
 
 
-# --- what would load code ------------------------------------------------------------------------
+# --- what would load code -------------------------------------------------------------------------
 
 
 def unknown_filter(file: h5py.File, folder: Path) -> None:
@@ -132,7 +132,9 @@ def one_chunk_of_16_gib(file: h5py.File, folder: Path) -> None:
 
 def large_fill_value(file: h5py.File, folder: Path) -> None:
     dtype = np.dtype(("S", 60_000))
-    file.create_dataset("0", (10**6,), dtype, chunks=(100,), fillvalue=np.array(b"x" * 60_000, dtype))
+    file.create_dataset(
+        "0", (10**6,), dtype, chunks=(100,), fillvalue=np.array(b"x" * 60_000, dtype)
+    )
 
 
 def deflated_zeros(file: h5py.File, folder: Path) -> None:
@@ -180,7 +182,7 @@ def enum_of_many(file: h5py.File, folder: Path) -> None:
     low_level(file, kind, (2 * GIB,), chunked(1024))
 
 
-# --- what is no array ------------------------------------------------------------------------------
+# --- what is no array -----------------------------------------------------------------------------
 
 
 def text(file: h5py.File, folder: Path) -> None:
@@ -291,10 +293,10 @@ REFUSED: dict[Any, str] = {
 }
 
 #: A stranger's task has no trial where the root group has no such dataset.
-NO_DATASET = frozenset(
-    (soft_link, dangling_link, link_to_itself, external_link, external_link_to_itself, group)
-    + (group_in_a_circle, root_again, committed_type)
-)
+NO_DATASET = {
+    *(soft_link, dangling_link, link_to_itself, external_link, external_link_to_itself, group),
+    *(group_in_a_circle, root_again, committed_type),
+}
 
 #: Reads one folder after the other; answers each with a line of JSON.
 CHILD = """
@@ -360,9 +362,7 @@ def planted(folder: Path, make: Callable[[h5py.File, Path], None], way: str) -> 
         make(file, folder.parent)
     (folder / "trials.csv").write_bytes(b"n\n1\n")
     if way == "ours":
-        (folder / "timing.csv").write_bytes(
-            b"trial,unix_ns,monotonic_ns,first_unix_ns\n0,1,1,1\n"
-        )
+        (folder / "timing.csv").write_bytes(b"trial,unix_ns,monotonic_ns,first_unix_ns\n0,1,1,1\n")
         stored = StoredArray(0, chunks.dtype_to_json(np.dtype("f8")), (2,), 0, 2, (0,))
         described = manifest.Manifest(
             "complete",
@@ -412,11 +412,21 @@ def test_a_hostile_dataset_is_refused(answers: dict[Any, Answers], make: Any) ->
             assert len(message) < 1000
 
 
-# --- the file itself ---------------------------------------------------------------------------------
+# --- the file itself ------------------------------------------------------------------------------
 
 
 def names_from_elsewhere(file: h5py.File, folder: Path) -> None:
-    for name in (b"..", b"..\\x", b"\x1b[2J", b"a b", b"\xff", b"1\n", "\u202e0".encode(), b"00", b"-1"):
+    for name in (
+        b"..",
+        b"..\\x",
+        b"\x1b[2J",
+        b"a b",
+        b"\xff",
+        b"1\n",
+        "\u202e0".encode(),
+        b"00",
+        b"-1",
+    ):
         low_level(file, h5py.h5t.IEEE_F64LE, name=name)
 
 
@@ -477,7 +487,7 @@ def test_a_strange_file_gives_arrays_or_our_errors(answers: dict[Any, Answers], 
 
 @pytest.mark.slow
 def test_sizes_in_the_file_are_claims(tmp_path: Path) -> None:
-    """Every eight bytes of a small file become a huge number in turn; memory and time stay small."""
+    """Every eight bytes of a small file become a huge number in turn; memory stays small."""
     path = tmp_path / "emg.hdf5"
     with h5py.File(path, "w") as file:
         file.create_dataset("0", data=np.arange(64.0), chunks=(16,), compression="gzip")

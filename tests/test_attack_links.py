@@ -176,18 +176,20 @@ def plant(task: Path, place: str, kind: Callable[[Path, Outside], None], outside
     kind(path, outside)
 
 
-def attempt(action: Callable[[], object]) -> StorageError | None:
+def attempt(action: Callable[..., object], *arguments: Any) -> StorageError | None:
     """Do something; whatever is wrong is told by one of our own errors, fit to print."""
     try:
-        action()
+        action(*arguments)
     except StorageError as error:
-        assert str(error).isprintable(), error
-        return error
-    return None
+        refusal = error
+    else:
+        return None
+    assert str(refusal).isprintable(), refusal
+    return refusal
 
 
 def read_everything(task: Path) -> None:
-    for question in (
+    questions: tuple[Callable[[TaskReader], object], ...] = (
         lambda reader: reader.status,
         lambda reader: reader.trials,
         lambda reader: reader.timing,
@@ -195,8 +197,9 @@ def read_everything(task: Path) -> None:
         lambda reader: [reader.info(name) for name in reader.array_names],
         lambda reader: [reader.array(name, verify=False) for name in reader.array_names],
         lambda reader: reader.pickle("ica"),
-    ):
-        attempt(lambda question=question: question(TaskReader(task)))
+    )
+    for question in questions:
+        attempt(lambda ask: ask(TaskReader(task)), question)
 
 
 async def _record_on(writer: TaskWriter) -> None:
@@ -248,7 +251,7 @@ def test_what_lies_outside_is_left_alone(
     with open_quickly(root) as lab:
         for act in (_resume, _create):
             for place in PLACES:
-                attempt(lambda act=act, place=place: lab._portal.call(act, lab._storage, task_name(place)))
+                attempt(lab._portal.call, act, lab._storage, task_name(place))
                 outside.check()
     for place in PLACES:  # overwritten: whatever was there is in the trash, and all is well
         reader = TaskReader(root / "p0" / task_name(place))
@@ -263,7 +266,7 @@ def test_what_lies_outside_is_left_alone(
 def test_what_is_planted_while_recording_is_not_followed(
     tmp_path: Path, outside: Outside, kind: Any
 ) -> None:
-    """Publication replaces what stands in its way, or fails and says so; the data stays readable."""
+    """Publication replaces what stands in its way, or fails and says so; the data stays."""
     root = tmp_path / "data"
     places = [place for place in PLACES if place not in ("journal", "journal/000001.segment")]
     with open_quickly(root) as lab:
@@ -275,17 +278,16 @@ def test_what_is_planted_while_recording_is_not_followed(
             plant(task.root, place, kind, outside)
             before = Outside(outside.folder, state_of(outside.folder))
             failures = [attempt(task.publish)]
-            attempt(lambda task=task: task.append("emg", np.ones((2, 3))))
-            attempt(lambda task=task: task.write({"n": 1}))
+            attempt(task.append, "emg", np.ones((2, 3)))
+            attempt(task.write, {"n": 1})
             failures.append(attempt(task.close))
             before.check()
             if failures[-1] is None and kind is not folder:
                 assert TaskReader(task.root).trials["n"].tolist() == [0, 1], place
                 assert TaskReader(task.root).array("emg").shape == (4, 3), place
-        before.check()
 
 
-# --- above a task --------------------------------------------------------------------------------
+# --- above a task ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -308,7 +310,7 @@ def test_a_linked_subject_or_task_is_refused(
     subject, _, task = place.partition("/")
     linked._portal.call(setattr, storage, "subject_id", subject)
     for act in (_create, _resume):
-        error = attempt(lambda act=act: linked._portal.call(act, storage, task or "journal"))
+        error = attempt(linked._portal.call, act, storage, task or "journal")
         assert error is not None
         if target == "folder" or act is _create:
             assert "is a link, which is not followed" in str(error)
@@ -333,9 +335,7 @@ def test_the_root_may_be_a_link(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["data.trash", "data.trash/p0"])
-def test_the_trash_is_no_way_out(
-    tmp_path: Path, linked: Lab, outside: Outside, place: str
-) -> None:
+def test_the_trash_is_no_way_out(tmp_path: Path, linked: Lab, outside: Outside, place: str) -> None:
     """An overwritten task, and a replaced pickle, are not moved over a link: it is told instead."""
     trash = tmp_path / place
     trash.parent.mkdir(exist_ok=True)
@@ -376,7 +376,7 @@ def _open_and_close(root: Path, fallback: Path) -> None:
 
 
 def test_a_lock_with_a_second_name_is_not_written_to(tmp_path: Path) -> None:
-    """Signing a lock would overwrite the file that it is linked with: a fresh one takes its place."""
+    """Signing would overwrite the file that the lock is linked with: a fresh one replaces it."""
     victim, path = tmp_path / "victim", tmp_path / "journal" / "lock"
     victim.write_bytes(b"do not touch")
     path.parent.mkdir()

@@ -25,7 +25,7 @@ import pandas as pd
 import pytest
 
 from tests.helpers import open_lab, reader_of
-from trialstore import DamagedData, FormatError, StorageError, TaskReader, UntrustedPickle
+from trialstore import DamagedData, TaskReader, UntrustedPickle
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,7 +76,7 @@ def load_all(attacks: Sequence[bytes], folder: Path) -> list[tuple[str, str, lis
     assert done.returncode == 0, done.stderr[-2000:]
     answers = [tuple(json.loads(line)) for line in done.stdout.splitlines()]
     assert len(answers) == len(attacks)
-    return answers  # type: ignore[return-value]
+    return answers
 
 
 class Reduced:
@@ -164,10 +164,18 @@ CALLS["in attributes of a frame"].attrs["x"] = call(os.mkdir, CANARY)
 #: Names with dots, under the opcode that would follow them.
 CHAINS = [
     *[("numpy", "os.system"), ("numpy", "lib.npyio.os.system"), ("numpy", "ndarray.tofile")],
-    *[("numpy", "testing.measure"), ("pandas", "io.common.os.system"), ("pandas", "DataFrame.eval")],
+    *[
+        ("numpy", "testing.measure"),
+        ("pandas", "io.common.os.system"),
+        ("pandas", "DataFrame.eval"),
+    ],
     *[("pandas", "DataFrame.__init__.__globals__"), ("collections", "abc.sys.modules")],
     *[("builtins", "dict.get"), ("builtins", "object.__subclasses__"), ("datetime", "sys.exit")],
-    *[("zoneinfo", "ZoneInfo.from_file"), ("pandas.core.frame", "sys.modules"), ("uuid", "os.fork")],
+    *[
+        ("zoneinfo", "ZoneInfo.from_file"),
+        ("pandas.core.frame", "sys.modules"),
+        ("uuid", "os.fork"),
+    ],
     *[("numpy._core.multiarray", "_reconstruct.__globals__"), ("decimal", "Decimal.from_float")],
     *[("numpy", "float64.fromhex"), ("pandas._libs.tslibs.offsets", "Day.__reduce__")],
 ]
@@ -293,23 +301,39 @@ BOMBS = {
     "remembered as a number of a million digits": op(b"Np" + b"9" * 10**6 + b"\n"),
     "lists in 100 000 lists": nested(100_000),
     "marks": op(b"(" * 300_000),
-    "a range": op(named("builtins", "list") + named("builtins", "range") + b"J\xff\xff\xff\x7f\x85R\x85R"),
+    "a range": op(
+        named("builtins", "list") + named("builtins", "range") + b"J\xff\xff\xff\x7f\x85R\x85R"
+    ),
     "a deque of a range": op(
         named("collections", "deque") + named("builtins", "range") + b"J\xff\xff\xff\x7f\x85R\x85R"
     ),
-    "a fraction of 10**(10**9)": op(named("fractions", "Fraction") + text("1e1000000000") + b"\x85R"),
+    "a fraction of 10**(10**9)": op(
+        named("fractions", "Fraction") + text("1e1000000000") + b"\x85R"
+    ),
     "a decimal, which is small": op(named("decimal", "Decimal") + text("1e999999") + b"\x85R"),
     "array of 2**60": pickle.dumps(
-        Reduced(np.zeros(0).__reduce__()[0], (np.ndarray, (0,), b"b"), (1, (2**60,), np.dtype("f8"), False, b"x"))
+        Reduced(
+            np.zeros(0).__reduce__()[0],
+            (np.ndarray, (0,), b"b"),
+            (1, (2**60,), np.dtype("f8"), False, b"x"),
+        )
     ),
     "array of negative size": pickle.dumps(
-        Reduced(np.zeros(0).__reduce__()[0], (np.ndarray, (0,), b"b"), (1, (-1,), np.dtype("f8"), False, b""))
+        Reduced(
+            np.zeros(0).__reduce__()[0],
+            (np.ndarray, (0,), b"b"),
+            (1, (-1,), np.dtype("f8"), False, b""),
+        )
     ),
     "items of 2**31 - 1 bytes": pickle.dumps(
         Reduced(np.dtype, ("V8", False, True), (3, "|", None, None, None, 2**31 - 1, 1, 0))
     ),
     "axes by the thousand": pickle.dumps(
-        Reduced(np.dtype, ("V8", False, True), (3, "|", (np.dtype("f8"), (10**6, 10**6)), None, None, 8, 1, 0))
+        Reduced(
+            np.dtype,
+            ("V8", False, True),
+            (3, "|", (np.dtype("f8"), (10**6, 10**6)), None, None, 8, 1, 0),
+        )
     ),
     "index of a range of 2**62": pickle.dumps(pd.RangeIndex(2**62)),
 }
@@ -328,7 +352,9 @@ def test_no_pickle_is_larger_in_memory_than_its_bytes_account_for(tmp_path: Path
     for name, (kind, message, events, grown) in zip(
         bombs, load_all(list(bombs.values()), tmp_path), strict=True
     ):
-        allowed = {"UntrustedPickle", "DamagedData"} | ({"loaded"} if name in SMALL or "laughs" in name else set())
+        allowed = {"UntrustedPickle", "DamagedData"} | (
+            {"loaded"} if name in SMALL or "laughs" in name else set()
+        )
         assert kind in allowed, (name, kind, message[:300])
         assert len(message) < 1000
         assert not events, name
@@ -342,9 +368,22 @@ def test_every_opcode_anywhere_is_refused_or_harmless(tmp_path: Path) -> None:
     stacks = [
         *(b"", b"N", b"NN", b"(", b"(NN", b"]", b"}", b")", b"](NN", b"}(NN", b"\x8f(N", b"NNN"),
         *(frame, frame + b")", frame + b")\x81", frame + b")\x81N", frame + b")\x81}"),
-        *(named("numpy", "ndarray") + b"K\x09\x85", DTYPE, DTYPE + b"N", text("os") + text("system")),
+        *(
+            named("numpy", "ndarray") + b"K\x09\x85",
+            DTYPE,
+            DTYPE + b"N",
+            text("os") + text("system"),
+        ),
     ]
-    arguments = [b"", b"\n", b"1\n", b"os\nsystem\n", bytes(9), b"\x01\x00\x00\x00" * 3, b"\xff" * 12]
+    arguments = [
+        b"",
+        b"\n",
+        b"1\n",
+        b"os\nsystem\n",
+        bytes(9),
+        b"\x01\x00\x00\x00" * 3,
+        b"\xff" * 12,
+    ]
     attacks = [
         op(stack + bytes([code]) + argument)
         for code in range(256)
@@ -355,13 +394,16 @@ def test_every_opcode_anywhere_is_refused_or_harmless(tmp_path: Path) -> None:
     for attack, (kind, message, events, grown) in zip(
         attacks, load_all(attacks, tmp_path), strict=True
     ):
-        assert kind in {"loaded", "UntrustedPickle", "DamagedData", "StorageError"}, (attack, message)
+        assert kind in {"loaded", "UntrustedPickle", "DamagedData", "StorageError"}, (
+            attack,
+            message,
+        )
         assert kind == "loaded" or message.isprintable(), attack
         assert not events, (attack, events)
         assert grown < 50_000, attack
 
 
-# --- through the public interface ------------------------------------------------------------------
+# --- through the public interface -----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -393,10 +435,10 @@ def test_a_bomb_beside_a_strangers_data_is_told(tmp_path: Path, name: str) -> No
     task.mkdir(parents=True)
     (task / "trials.csv").write_bytes(b"n\n1\n")
     (task / "ica.pkl").write_bytes(BOMBS[name])
-    try:
+    if name in SMALL:
         TaskReader(task).pickle("ica")
-    except (UntrustedPickle, DamagedData, FormatError, StorageError) as error:
-        assert str(error).isprintable()
-        assert str(task / "ica.pkl") in str(error)
-    else:
-        assert name in SMALL
+        return
+    with pytest.raises((UntrustedPickle, DamagedData)) as caught:
+        TaskReader(task).pickle("ica")
+    assert str(caught.value).isprintable()
+    assert str(task / "ica.pkl") in str(caught.value)

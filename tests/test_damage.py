@@ -22,6 +22,7 @@ from tests.golden import make
 from tests.journals import Recording, check, six_trials
 from trialstore import DamagedData, PublishFailed
 from trialstore._ondisk import disk, recovery, witness
+from trialstore._ondisk import replay as replaying
 from trialstore._ondisk.disk import Disk
 from trialstore._ondisk.entries import CleanEnd, Entry, Opening, TrialCommit, encode
 from trialstore._ondisk.journal import (
@@ -29,15 +30,16 @@ from trialstore._ondisk.journal import (
     FrameType,
     encode_frame,
     encode_header,
-    parse_header,
     salt_of,
 )
+from trialstore._ondisk.lock import acquire
 from trialstore._ondisk.numbers import MOST, Numbers
 from trialstore._ondisk.replay import Replay
 from trialstore._ondisk.segment_file import SegmentFile
 from trialstore._ondisk.segments import JournalWriter
 from trialstore._ondisk.witness import Witness
 from trialstore._publishing.task import TaskPublisher
+from trialstore._reading.live import JournalSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -112,7 +114,7 @@ def accounts(folder: Path, name: str) -> list[int]:
     # A frame that is not whole may claim the beginning of the next one.
     begins = [*(start for start, _ in frames), size][1:]
     spans += [(name, (s, min(e, b))) for (s, e), b in zip(frames, begins, strict=True)]
-    if file.session and parse_header((folder / name).read_bytes()):
+    if (folder / name).read_bytes().startswith(encode_header(file.session)):
         spans.append((name, (0, HEADER_SIZE)))
     counts = np.zeros(size, int)
     for _, span in (span for span in spans if span[0] == name and span[1] is not None):
@@ -129,10 +131,10 @@ def test_every_byte_is_accounted_for_once(
     """Header, whole frame, damage that is named, torn end: each byte is one of these, once."""
     folder = tmp_path_factory.mktemp(name)
     known = golden(name)
-    for file, content in known.files.items():
-        (folder / file).write_bytes(content)
+    for file, whole in known.files.items():
+        (folder / file).write_bytes(whole)
     file = data.draw(st.sampled_from(known.segments))
-    content: bytearray = bytearray(known.files[file])
+    content = bytearray(known.files[file])
     for _ in range(data.draw(st.integers(0, 3))):
         start = data.draw(st.integers(0, max(len(content) - 1, 0)))
         end = start + data.draw(st.sampled_from([1, 8, 64, SECTOR, len(content)]))
@@ -403,6 +405,25 @@ def test_a_session_that_resumes_after_a_segment_is_gone_keeps_it_named(tmp_path:
     assert recovery.plan(task).last_seq == later.journal.durable_seq
 
 
+def test_trials_that_survived_do_not_vanish_when_the_task_is_taken_up(tmp_path: Path) -> None:
+    """A reader that saw them goes on seeing them, also before the new recorder has written."""
+    task = tmp_path / "reach"
+    task.mkdir()
+    recording = six_trials(task / "journal")
+    said = (task / "journal" / WITNESS).read_bytes()
+    recording.trial(target=6)
+    recording.commit()
+    recording.close()
+    (task / "journal" / WITNESS).write_bytes(said)  # killed before anybody was told of it
+    source = JournalSource(task)
+    assert source.trial_numbers() == list(range(7))
+    lock = acquire(task / "journal" / "lock", "recorder")
+    source.poll()
+    assert (source.status, source.trial_numbers()) == ("recording", list(range(7)))
+    lock.release()
+    source.close()
+
+
 # --- claims -----------------------------------------------------------------------------------
 
 SESSION: Final = bytes(range(16))
@@ -490,6 +511,13 @@ def test_nothing_is_recorded_behind_a_journal_that_claims_all_numbers(tmp_path: 
     (folder / FIRST).write_bytes(segment_of([opening_of(MOST - 9), commit_of(MOST - 9)]))
     with pytest.raises(DamagedData, match="no numbers for more"):
         recovery.plan(tmp_path / "reach")
+
+
+def test_no_trial_frame_is_smaller_than_the_rule_of_claims_says() -> None:
+    """The room for missing trials is counted in the smallest frames that there can be."""
+    smallest = encode(TrialCommit(0, (), {}, 0, 0, None))
+    pieces, _ = encode_frame(*smallest, seq=1, synced_to=0, previous=0, salt=0)
+    assert sum(map(len, pieces)) == replaying._TRIAL_FRAME
 
 
 def test_missing_trials_are_named_one_by_one_as_far_as_bytes_speak_for_them(folder: Path) -> None:

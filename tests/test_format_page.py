@@ -30,6 +30,8 @@ from trialstore._ondisk import (
     layout,
     losses,
     manifest,
+    numbers,
+    replay,
     table,
     values,
     witness,
@@ -372,6 +374,9 @@ def test_the_constants_are_the_codes() -> None:
         "block bytes": str(chunks.BLOCK_BYTES),
         "longest name": str(layout.MAX_NAME_BYTES),
         "most axes": str(chunks.MAX_AXES),
+        "highest number": str(numbers.MOST),
+        "smallest trial frame": str(replay._TRIAL_FRAME),
+        "believed trials": str(replay._BELIEVED),
     }
     assert journal.VERSION == manifest.VERSION
     assert f"Version {journal.VERSION}." in PAGE

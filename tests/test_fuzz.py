@@ -104,7 +104,9 @@ def test_only_our_errors_come_out_of_any_bytes(name: str) -> None:
 
 #: JSON that frames and manifests are made of, with the numbers that hurt.
 _NUMBERS = st.sampled_from([0, 1, -1, 3, 2**31, 2**53, 2**63 - 1, 2**63, 2**64, 10**40])
-_TEXTS = st.sampled_from(["", "emg", "t", "<f8", "|O", "\x1b[2J", "../x", "complete", "a\0b", "int"])
+_TEXTS = st.sampled_from(
+    ["", "emg", "t", "<f8", "|O", "\x1b[2J", "../x", "complete", "a\0b", "int"]
+)
 _JSON = st.recursive(
     st.none() | st.booleans() | _NUMBERS | st.floats() | _TEXTS,
     lambda inner: (
@@ -165,7 +167,14 @@ def test_frames_that_fit_their_checksums_are_still_not_believed(data: st.DataObj
 
 #: Inputs that were findings once: target, and the input in base 64.
 FOUND = [
-    ("lock", "W1tb" * 1365),
+    ("lock", "W1tb" * 1365),  # lists in lists: RecursionError
+    (
+        "pickle",  # a half-made pandas object as the state of a dtype: a crash of the interpreter
+        (
+            "gARYBQAAAG51bXB5WAUAAABkdHlwZZNYAgAAAE04iYiHUlgeAAAAcGFuZGFzLmNvcmUuYXJyYXlz"
+            "LmNhdGVnb3JpY2FsWAsAAABDYXRlZ29yaWNhbJMpgWIu"
+        ),
+    ),
 ]
 
 

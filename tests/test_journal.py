@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    Event = Frame | Gap | Tail
+    from trialstore._ondisk.journal import Spoilt
+
+    Event = Frame | Gap | Spoilt | Tail
 
 SESSION = bytes(range(16))
 OTHER = bytes(range(16, 32))

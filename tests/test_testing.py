@@ -410,6 +410,7 @@ def test_the_examples_run() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.leaves_files  # of moments at which the power was cut
 def test_the_page_about_testing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every block of the page is a file of tests that passes."""
     monkeypatch.chdir(tmp_path)

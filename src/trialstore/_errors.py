@@ -28,7 +28,15 @@ if TYPE_CHECKING:
 
 
 class StorageError(Exception):
-    """Root of every exception that trialstore raises on purpose."""
+    """Root of every exception that trialstore raises on purpose.
+
+    Guarantee: no message steers a terminal, whatever a stranger's file had in it; control
+    characters come out as escapes, all but the end of a line.
+    """
+
+    def __str__(self) -> str:
+        """Return the message, fit for a terminal."""
+        return "\n".join(map(printable, super().__str__().split("\n")))
 
 
 class InvalidName(StorageError, ValueError):

@@ -202,10 +202,7 @@ class Storage(StorageReader):
         """
         name = check_name(task_id, "task")
         described = _plain_metadata(metadata or {})
-        names = ArrayNames({})
-        declared = {names.check(key): _info(key, info) for key, info in (arrays or {}).items()}
-        if len(declared) < len(arrays or {}):
-            raise InvalidName(f"two arrays have the same name in NFC: {list(arrays or {})!r:.200}")
+        declared = _declared(arrays or {})
         place = self._recorder.place(self._require_subject())
         overwrite = self.allow_overwrite
         return TaskOpening(
@@ -558,6 +555,15 @@ class TrialWriter:
             As `TaskWriter.write`.
         """
         return await self._channel.write(data)
+
+
+def _declared(arrays: Mapping[str, ArrayInfo]) -> dict[str, ArrayInfo]:
+    """Declarations by normalised name; refuse two that would be one array."""
+    names = ArrayNames({})
+    declared = {names.check(key): _info(key, info) for key, info in arrays.items()}
+    if len(declared) < len(arrays):
+        raise InvalidName(f"two arrays have the same name in NFC: {list(arrays)!r:.200}")
+    return declared
 
 
 def _info(name: str, info: object) -> ArrayInfo:

@@ -212,6 +212,7 @@ class Bench:
         touched: Iterable[Span] | None = None,
         *,
         most: int | None = None,
+        is_moved: bool = False,
     ) -> None:
         """Put files in place, read, judge, mend.
 
@@ -225,12 +226,14 @@ class Bench:
             Bytes that the fault spoils; where it is not given, those that differ.
         most : int, optional
             How many trials this fault may cost.
+        is_moved : bool
+            What is not at its place may be whole at another.
         """
         for name, data in changed.items():
             self.put(name, data)
         if touched is None:
             touched = [s for n, d in changed.items() for s in self._differing(n, d)]
-        self._judge(where, list(touched), most)
+        self._judge(where, list(touched), most, is_moved=is_moved)
         self.mend()
 
     def _differing(self, name: str, data: bytes | None) -> list[Span]:
@@ -243,7 +246,7 @@ class Bench:
             return [Span(name, int(places[0]) if len(places) else common, len(old))]
         return [Span(name, int(places[0]), int(places[-1]) + 1)] if len(places) else []
 
-    def _judge(self, where: str, touched: list[Span], most: int | None) -> None:
+    def _judge(self, where: str, touched: list[Span], most: int | None, *, is_moved: bool) -> None:
         known, outcome = self.known, self.outcome
         outcome.tried += 1
         outcome.acknowledged += len(known.acknowledged)
@@ -272,9 +275,8 @@ class Bench:
         if most is not None and len(lost) > most:
             outcome.breach("broken", f"{where}: {lost} are lost, more than {most}")
         is_told = any(loss.kind != "refused" for loss in losses)
-        if not is_told and self._hits(
-            known.telling, [span for span in touched if span.start < span.end]
-        ):
+        changed = [] if is_moved else [span for span in touched if span.start < span.end]
+        if not is_told and self._hits(known.telling, changed):
             outcome.breach(
                 "silent", f"{where}: acknowledged bytes are damaged, and nothing is told"
             )

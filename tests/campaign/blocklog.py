@@ -16,7 +16,6 @@ import ctypes
 import errno
 import mmap
 import os
-import random
 import stat
 import struct
 import subprocess
@@ -29,6 +28,7 @@ from tests.campaign.frame import CannotRun
 from tests.campaign.lanes import Child
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Iterator
 
     Buffer = bytes | bytearray | memoryview | mmap.mmap
@@ -113,9 +113,7 @@ class _Server:
 
 def _mount(source: str, target: Path, kind: str, options: str) -> None:
     library = ctypes.CDLL(None, use_errno=True)
-    result = library.mount(
-        source.encode(), os.fsencode(target), kind.encode(), 0, options.encode()
-    )
+    result = library.mount(source.encode(), os.fsencode(target), kind.encode(), 0, options.encode())
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(target))
@@ -290,9 +288,7 @@ def events(log: Path) -> list[Event]:
     return found
 
 
-def write_image(
-    target: Path, base: Path, log: list[Event], at: int, dice: random.Random
-) -> None:
+def write_image(target: Path, base: Path, log: list[Event], at: int, dice: random.Random) -> None:
     """Make the image that the device holds when the power fails at event `at`.
 
     What was flushed is there. Of the writes since the last flush, by chance: all, none, or any of

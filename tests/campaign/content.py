@@ -128,7 +128,8 @@ def verify(
     outcome.acknowledged += len(acknowledged)
     reader = reader or reader_of(root, task)
     named = {trial for loss in reader.losses for trial in loss.trials}
-    rows = {int(trial): row for trial, row in reader.trials.to_dict("index").items()}
+    frame = reader.trials
+    rows = dict(zip(map(int, frame.index), frame.to_dict("records"), strict=True))
     found = rows.keys()
     for trial in sorted(acknowledged - found):
         if trial in named:
@@ -145,9 +146,7 @@ def verify(
     return len(found)
 
 
-def _compare_row(
-    trial: int, row: dict[Any, Any], epoch: int, outcome: Outcome, where: str
-) -> None:
+def _compare_row(trial: int, row: dict[Any, Any], epoch: int, outcome: Outcome, where: str) -> None:
     import pandas as pd
 
     found = {str(name): value for name, value in row.items() if not pd.isna(value)}

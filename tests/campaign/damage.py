@@ -137,7 +137,8 @@ def _mix_up_sectors(bench: Bench, name: str, size: int, step: int) -> None:
         end = at + size
         sector, where = data[at:end], f"{name}: {size} bytes at {at}"
         for stale in (data[max(at - size, 0) :][:size], elsewhere[at:end].ljust(size, b"\0")):
-            bench.try_files({name: data[:at] + stale + data[end:]}, f"{where} stale")
+            mutant = {name: data[:at] + stale + data[end:]}
+            bench.try_files(mutant, f"{where} stale", is_moved=at < size)
             count("stale")
         removed = data[:at] + data[end:]
         bench.try_files({name: removed}, f"{where} removed", [Span(name, at, end)])
@@ -151,7 +152,8 @@ def _mix_up_sectors(bench: Bench, name: str, size: int, step: int) -> None:
             swapped = data[:at] + data[other:][:size] + data[end:other] + sector
             swapped += data[other + size :]
             spans = [Span(name, at, end), Span(name, other, other + size)]
-            bench.try_files({name: swapped}, f"{where} swapped with {other}", spans)
+            told = f"{where} swapped with {other}"
+            bench.try_files({name: swapped}, told, spans, is_moved=True)
             count("swapped")
 
 

@@ -14,9 +14,10 @@ import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
+import uvloop
 
 from tests.campaign.content import SUBJECT, TASK, arrays_of, attrs_of, reader_of, verify
-from tests.campaign.frame import Effort, Outcome, Row
+from tests.campaign.frame import Outcome, Row
 from tests.campaign.lanes import Child, Hung, Lane, in_lanes
 from tests.campaign.recorder import say
 from trialstore import Level, Receipt, Storage, StorageError, TaskWriter, Trial
@@ -51,8 +52,7 @@ class Experiment:
 
     def storage(self) -> Storage:
         """Return the Storage, not yet entered."""
-        storage = Storage(self._root, queue_bytes=self._queue_bytes)
-        return storage
+        return Storage(self._root, queue_bytes=self._queue_bytes)
 
     async def run(self, ending: Callable[[TaskWriter], Any] | None = None) -> None:
         """Record for ever, or until `ending` ends it."""
@@ -158,12 +158,8 @@ def _for_ever(experiment: Experiment, backend: dict[str, Any], _: float) -> None
 
 def _loop_closed(experiment: Experiment, backend: dict[str, Any], delay: float) -> None:
     """An asyncio loop that is stopped and closed under everything (Jupyter, GUI toolkits)."""
-    if "uvloop" in str(backend):
-        import uvloop
-
-        loop = uvloop.new_event_loop()
-    else:
-        loop = asyncio.new_event_loop()
+    make = uvloop.new_event_loop if "backend_options" in backend else asyncio.new_event_loop
+    loop: asyncio.AbstractEventLoop = make()
     _kept.append(loop.create_task(experiment.run()))
     loop.call_later(delay, loop.stop)
     loop.run_forever()
@@ -190,7 +186,6 @@ def _dropped(experiment: Experiment, backend: dict[str, Any], delay: float) -> N
 #: What a child process must not lose before its end.
 _kept: list[Any] = []
 
-_Body = "Callable[[Experiment, dict[str, Any], float], None]"
 #: Ways that end as Python programs end: everything accepted is flushed.
 _NORMAL: Final[dict[str, Any]] = {
     "cancelled": _cancelled,
@@ -208,7 +203,11 @@ _ABRUPT: Final[dict[str, Any]] = {
     "SIGTERM": _for_ever,
 }
 _ASYNCIO_ONLY: Final = frozenset(("loop closed", "dropped"))
-_SIGNALS: Final = {"Ctrl-C": signal.SIGINT, "Ctrl-C twice": signal.SIGINT, "SIGTERM": signal.SIGTERM}
+_SIGNALS: Final = {
+    "Ctrl-C": signal.SIGINT,
+    "Ctrl-C twice": signal.SIGINT,
+    "SIGTERM": signal.SIGTERM,
+}
 
 
 def _live(body: Any, root: Path, queue_bytes: int, backend: str, delay: float) -> None:
@@ -264,7 +263,7 @@ def _end_once(
             child.kill(_SIGNALS[way])
             if way == "Ctrl-C twice":
                 child.listen(dice.uniform(0, 0.05))
-                if not child.lines_so_far()[-1:] == ["Z 0"]:
+                if child.lines_so_far()[-1:] != ["Z 0"]:
                     child.kill(signal.SIGINT)
         try:
             code = child.wait()

@@ -91,9 +91,7 @@ def _digest_bytes(data: bytes) -> str:
 
 def segments_below(*places: Path) -> dict[str, bytes]:
     """Return the bytes of every segment of a journal, wherever it was moved, by its name."""
-    return {
-        path.name: path.read_bytes() for place in places for path in place.rglob("*.segment")
-    }
+    return {path.name: path.read_bytes() for place in places for path in place.rglob("*.segment")}
 
 
 def leftovers(folder: Path) -> list[str]:

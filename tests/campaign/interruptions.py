@@ -1,4 +1,4 @@
-"""Rows 2 to 4: killed at each call of the port, while recording, recovering and publishing."""
+"""Row 2: killed before and after each call of the port while recording."""
 
 from __future__ import annotations
 
@@ -12,32 +12,28 @@ import anyio
 
 from tests.campaign.content import Promise, reader_of, verify
 from tests.campaign.examine import (
-    digest,
     folder_of,
     leftovers,
     overwritten,
     published_breaches,
-    segments_below,
 )
-from tests.campaign.failpoints import CALLS, STATES, TRIALS, KillingDisk, live, over, whole_life
+from tests.campaign.failpoints import CALLS, KillingDisk, live, over, whole_life
 from tests.campaign.frame import Effort, Outcome, Row
 from tests.campaign.lanes import Child, Lane, in_lanes
 from tests.campaign.recorder import heard, record
 from trialstore import StorageError, TaskReader
 from trialstore._ondisk import layout
 from trialstore._publishing.service import publish_once
-from trialstore._publishing.task import TaskPublisher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
     from typing import Any
 
-    from tests.campaign.failpoints import Life
 
-_KILLED: Final = -9
+KILLED: Final = -9
 #: A number that no recording reaches.
-_NEVER: Final = 10**9
+NEVER: Final = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +64,20 @@ def calls_of(body: Callable[[KillingDisk], Callable[[], None]], folder: Path) ->
     RuntimeError
         If it fails.
     """
-    with Child(body(KillingDisk(_NEVER, is_after=False)), folder) as child:
+    with Child(body(KillingDisk(NEVER, is_after=False)), folder) as child:
         if child.wait() != 0:
             raise RuntimeError(f"without any fault: {child.errors}")
         return next(int(line.split()[1]) for line in child.lines() if line.startswith("N"))
 
 
-def _note_point(child: Child, outcome: Outcome, coverage: dict[str, int]) -> None:
+def note_point(child: Child, outcome: Outcome, coverage: dict[str, int]) -> None:
     for line in child.lines():
         if line.startswith("K "):
             outcome.tried += 1
             coverage[line[2:]] = coverage.get(line[2:], 0) + 1
 
 
-def _tell_coverage(outcome: Outcome, coverage: dict[str, int]) -> None:
+def tell_coverage(outcome: Outcome, coverage: dict[str, int]) -> None:
     for name, count in sorted(coverage.items()):
         outcome.figures[f"at {name}"] = count
 
@@ -124,23 +120,23 @@ def kill_while_recording(lane: Lane) -> Outcome:
     with lane.effort.workspace(memory=True) as space:
         calls = calls_of(lambda disk: live(whole_life, space / "clean" / "data", disk), space)
         outcome.figures["calls of one recording"] = calls if lane.number == 0 else 0
-        for attempt, point in enumerate(_share(points(calls), lane)):
+        for attempt, point in enumerate(share(points(calls), lane)):
             where = f"row 2, {point}"
             root = space / str(attempt) / "data"
             root.parent.mkdir()
             with Child(live(whole_life, root, point.disk()), space) as child:
                 code = child.wait()
-                _note_point(child, outcome, coverage)
-                if code not in (0, _KILLED):
+                note_point(child, outcome, coverage)
+                if code not in (0, KILLED):
                     outcome.breach("broken", f"{where}: ended with {code}: {child.errors}")
                     continue
                 examine(root, History.of(child.lines()), outcome, where, attempt)
             shutil.rmtree(root.parent)
-    _tell_coverage(outcome, coverage)
+    tell_coverage(outcome, coverage)
     return outcome
 
 
-def _share(tries: list[Any], lane: Lane) -> list[Any]:
+def share(tries: list[Any], lane: Lane) -> list[Any]:
     """Return what this lane tries of all there is: its part of it, or a sample."""
     if not lane.is_full:
         tries = random.Random(lane.seed).sample(tries, min(len(tries), lane.count * lane.lanes))
@@ -179,9 +175,7 @@ def _look(
     """Hold the task against the model; None if there is none, and none was promised."""
     try:
         reader = reader_of(root)
-        found = verify(
-            root, now.durable, now.submitted, outcome, where, epoch_of=lambda _: epoch
-        )
+        found = verify(root, now.durable, now.submitted, outcome, where, epoch_of=lambda _: epoch)
         if reader.losses and not may_lose:
             outcome.breach("broken", f"{where}: losses {reader.losses}")
     except StorageError as error:
@@ -193,7 +187,8 @@ def _look(
 
 def _look_at_pickle(root: Path, expected: set[int], outcome: Outcome, where: str) -> None:
     try:
-        found = reader_of(root).pickle("calibration")["n"]
+        pickle: Any = reader_of(root).pickle("calibration")
+        found = pickle["n"]
     except StorageError:
         found = 0
     # One that was only begun may be there or not; the first may be missing then.
@@ -202,10 +197,10 @@ def _look_at_pickle(root: Path, expected: set[int], outcome: Outcome, where: str
 
 
 def _go_on(
-    root: Path, found: int, epoch: int, keywords: dict[str, bool], outcome: Outcome, where: str
+    root: Path, found: int, epoch: int, keywords: dict[str, Any], outcome: Outcome, where: str
 ) -> None:
     body = functools.partial(record, root, first=found, count=1, epoch=epoch, **keywords)
-    disk = KillingDisk(_NEVER, is_after=False)
+    disk = KillingDisk(NEVER, is_after=False)
     root.parent.mkdir(exist_ok=True)
     with Child(over(disk, lambda: anyio.run(body)), root.parent) as child:
         if child.wait() != 0:
@@ -219,212 +214,23 @@ def _go_on(
         outcome.breach("broken", f"{where}: left behind: {rest}")
 
 
-# --- rows 3 and 4: while recovering ---------------------------------------------------------------
-
-
-def _publish(root: Path) -> None:
-    publish_once(folder_of(root), {})
-
-
-def _resume(root: Path) -> None:
-    anyio.run(functools.partial(record, root, resume=True, count=0))
-
-
-def _publish_between(root: Path) -> None:
-    publisher = TaskPublisher(folder_of(root))
-    try:
-        publisher.publish()
-    finally:
-        publisher.close()
-
-
-#: Ways to recover, each of which may be killed and be followed by another.
-_WAYS: Final = {"publish": _publish, "resume": _resume}
-
-
-@dataclass(slots=True)
-class _Ground:
-    """A task that must be recovered, as it is before, and what it must be in the end."""
-
-    name: str
-    root: Path
-    calls: dict[str, int]
-    expected: dict[str, Any]
-    segments: dict[str, bytes]
-
-    @classmethod
-    def lay(cls, name: str, life: Life, space: Path, ways: dict[str, Any]) -> _Ground:
-        root = space / name / "data"
-        root.parent.mkdir()
-        with Child(live(life, root, KillingDisk(_NEVER, is_after=False)), space) as child:
-            if child.wait() != _KILLED:
-                raise RuntimeError(f"{name}: {child.errors}")
-        calls, expected = {}, {}
-        for way, recover in ways.items():
-            copy = space / "clean" / "data"
-            shutil.copytree(root.parent, copy.parent)
-            calls[way] = calls_of(
-                lambda disk, copy=copy, recover=recover: over(disk, lambda: recover(copy)), space
-            )
-            _finish(copy)
-            expected = digest(folder_of(copy))
-            shutil.rmtree(copy.parent)
-        return cls(name, root, calls, expected, segments_below(root))
-
-
-def _finish(root: Path) -> None:
-    if (folder_of(root) / layout.JOURNAL).is_dir():
-        publish_once(folder_of(root), {})
-
-
-def kill_while_recovering(lane: Lane) -> Outcome:
-    """Kill recovery at each call, then the recovery of that, then recover: one and the same end."""
-    outcome, coverage = Outcome("kills"), dict[str, int]()
-    with lane.effort.workspace(memory=True) as space:
-        grounds = [_Ground.lay(name, life, space, _WAYS) for name, life in STATES.items()]
-        tries = [
-            (ground, way, point)
-            for ground in grounds
-            for way, calls in ground.calls.items()
-            for point in points(calls)
-        ]
-        for attempt, (ground, way, point) in enumerate(_share(tries, lane)):
-            dice = lane.random(attempt)
-            root = space / "try" / "data"
-            shutil.copytree(ground.root.parent, root.parent)
-            where = f"row 3, {ground.name}: {way} killed {point}"
-            _kill_in(_WAYS[way], root, point, outcome, coverage)
-            _check(root, ground, outcome, where)
-            again = dice.choice(sorted(_WAYS))
-            second = dice.choice(points(ground.calls[again]))
-            where += f", then {again} {second}"
-            _kill_in(_WAYS[again], root, second, outcome, coverage)
-            _check(root, ground, outcome, where)
-            _check_end(root, ground, outcome, where)
-            shutil.rmtree(root.parent)
-    _tell_coverage(outcome, coverage)
-    return outcome
-
-
-def _kill_in(
-    recover: Callable[[Path], None],
-    root: Path,
-    point: Point,
-    outcome: Outcome,
-    coverage: dict[str, int],
-) -> None:
-    """Recover in a child process, which is killed on its way if it gets so far."""
-    if not (folder_of(root) / layout.JOURNAL).is_dir():
-        outcome.count("recovered before the second kill")
-        return
-    with Child(over(point.disk(), lambda: recover(root)), root.parent.parent) as child:
-        code = child.wait()
-        _note_point(child, outcome, coverage)
-        if code not in (0, _KILLED):
-            outcome.breach("broken", f"{root}: recovery ended with {code}: {child.errors}")
-
-
-def _check(root: Path, ground: _Ground, outcome: Outcome, where: str) -> None:
-    """Readers give every trial, published paths are whole, no old segment was touched."""
-    folder = folder_of(root)
-    verify(root, set(range(TRIALS)), TRIALS, outcome, where)
-    for message in published_breaches(folder, lambda _: 0):
-        outcome.breach("broken", f"{where}: {message}")
-    for name, data in segments_below(root, root.parent / f"{root.name}.trash").items():
-        if ground.segments.get(name, data) != data:
-            outcome.breach("broken", f"{where}: segment {name} was changed in place")
-
-
-def _check_end(root: Path, ground: _Ground, outcome: Outcome, where: str) -> None:
-    _finish(root)
-    found = digest(folder_of(root))
-    for part, expected in ground.expected.items():
-        if found[part] != expected:
-            outcome.breach("broken", f"{where}: {part} is {found[part]!r}, not {expected!r}")
-    for name in leftovers(folder_of(root)):
-        if name.startswith(f".{layout.JOURNAL}."):
-            # Killed while a journal that was published and moved aside is deleted: nobody is
-            # called for it any more; the next recorder, or `trialstore prune`, takes it away.
-            outcome.count("a published journal half deleted")
-        else:
-            outcome.breach("broken", f"{where}: left behind: {name}")
-
-
-def kill_while_publishing(lane: Lane) -> Outcome:
-    """Kill publication at each call, and at random times for what happens inside HDF5."""
-    outcome, coverage = Outcome("kills"), dict[str, int]()
-    ways = {"publish": _publish, "publish between": _publish_between}
-    with lane.effort.workspace(memory=True) as space:
-        grounds = [_Ground.lay(name, life, space, ways) for name, life in STATES.items()]
-        tries: list[tuple[_Ground, str, Point | None]] = [
-            (ground, way, point)
-            for ground in grounds
-            for way, calls in ground.calls.items()
-            for point in [*points(calls), *[None] * calls]
-        ]
-        for attempt, (ground, way, point) in enumerate(_share(tries, lane)):
-            root = space / "try" / "data"
-            shutil.copytree(ground.root.parent, root.parent)
-            where = f"row 4, {ground.name}: {way} killed {point or lane.name(attempt)}"
-            if point is None:
-                _kill_at_random(ways[way], root, lane.random(attempt), outcome)
-            else:
-                _kill_in(ways[way], root, point, outcome, coverage)
-            _check(root, ground, outcome, where)
-            _check_end(root, ground, outcome, where)
-            shutil.rmtree(root.parent)
-    _tell_coverage(outcome, coverage)
-    return outcome
-
-
-def _kill_at_random(
-    recover: Callable[[Path], None], root: Path, dice: random.Random, outcome: Outcome
-) -> None:
-    with Child(lambda: recover(root), root.parent.parent) as child:
-        child.listen(dice.uniform(0.0, 0.06))
-        child.kill()
-        outcome.tried += 1
-        outcome.count("at random times", child.wait() == _KILLED)
-
-
 # --- the rows -------------------------------------------------------------------------------------
 
 
 def _row_2(effort: Effort) -> Outcome:
     outcome = in_lanes(kill_while_recording, effort, effort.of(60, len(CALLS) * 100))
     if effort.is_full:
-        outcome.figures["calls of the port never made"] = ", ".join(
-            name for name in CALLS if f"at {name}" not in outcome.figures
-        ) or "none"
+        outcome.figures["calls of the port never made"] = (
+            ", ".join(name for name in CALLS if f"at {name}" not in outcome.figures) or "none"
+        )
     return outcome
-
-
-def _row_3(effort: Effort) -> Outcome:
-    return in_lanes(kill_while_recovering, effort, effort.of(60, 10_000))
-
-
-def _row_4(effort: Effort) -> Outcome:
-    return in_lanes(kill_while_publishing, effort, effort.of(60, 10_000))
 
 
 ROWS: Final = (
     Row(
         2,
         "kill -9 before and after each call of the disk port while recording",
-        "what was durable is there; recording goes on in the same task, or anew if it had not begun",
+        "what was durable is there; recording goes on in the same task, or anew if none had begun",
         _row_2,
-    ),
-    Row(
-        3,
-        "kill -9 during recovery, and again during the recovery of that",
-        "at each point readers give every trial; the end is the same as after one clean recovery; "
-        "no byte of an old segment is changed",
-        _row_3,
-    ),
-    Row(
-        4,
-        "kill -9 of publication, at each step and at random times",
-        "a published path holds nothing or a whole set; publishing again gives the same files",
-        _row_4,
     ),
 )

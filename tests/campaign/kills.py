@@ -13,7 +13,7 @@ import anyio
 
 from tests.campaign.content import SUBJECT, TASK, Promise, verify
 from tests.campaign.examine import folder_of, overwritten, published_breaches
-from tests.campaign.frame import Effort, Outcome, Row
+from tests.campaign.frame import Outcome, Row
 from tests.campaign.lanes import Child, Lane, end_process, has_ended, in_lanes
 from tests.campaign.recorder import record
 from trialstore import StorageError, TaskReader

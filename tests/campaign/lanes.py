@@ -21,7 +21,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from tests.campaign.frame import CannotRun, Effort, Outcome
 from tests.campaign.recorder import heard
@@ -203,6 +203,11 @@ class Child:
         if self.code is None:
             os.kill(self.pid, number)
 
+    def stop(self) -> None:
+        """Stop it (SIGSTOP), and wait until every thread of it has stopped."""
+        self.kill(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED)
+
     def wait(self, seconds: float = 60.0) -> int:
         """Wait for its end; return the exit code, negative for a signal.
 
@@ -238,7 +243,7 @@ class Child:
         """Return what a recorder promised; to be asked when it has ended."""
         return heard(line.encode() for line in self.lines())
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -288,8 +293,7 @@ def main() -> None:
         result = function(Lane(*json.loads(told))).to_json()
     except CannotRun as reason:
         result = {_CANNOT: str(reason)}
-    with open(answer, "w") as file:
-        json.dump(result, file)
+    os.write(answer, json.dumps(result).encode())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,6 +84,24 @@ def break_ext4(folder: Path) -> None:
             file.write("1")
     except OSError as error:
         raise CannotRun(f"{switch} cannot be used: {error}") from error
+
+
+def repair_ext4(folder: Path) -> None:
+    """Take a broken ext4 down, check it, and mount it again, writable."""
+    image = folder.with_suffix(".image")
+    end = time.monotonic() + 20.0
+    while subprocess.run(["umount", str(folder)], capture_output=True, check=False).returncode:
+        # A publisher whose recorder is gone looks around for a few seconds.
+        if time.monotonic() > end:
+            raise CannotRun(f"{folder} stays busy")
+        time.sleep(0.1)
+    # 1: errors were corrected.
+    if (
+        subprocess.run(["e2fsck", "-fp", str(image)], capture_output=True, check=False).returncode
+        > 1
+    ):
+        raise CannotRun(f"{image} cannot be repaired")
+    run("mount", "-o", "loop", str(image), str(folder))
 
 
 def _source_of(folder: Path) -> Path:

@@ -1,64 +1,39 @@
-"""Rows 6, 7, 8 and 33: power cuts on a real ext4, and without the syncs that guard against them."""
+"""Rows 6 and 33: power cuts on a real ext4."""
 
 from __future__ import annotations
 
 import functools
 import os
-import random
-import signal
-import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
 from tests.campaign import blocklog
 from tests.campaign.content import SUBJECT, TASK, arrays_of, reader_of, verify
-from tests.campaign.frame import Effort, Outcome, Row
+from tests.campaign.frame import Outcome, Row
 from tests.campaign.interruptions import History, examine
 from tests.campaign.lanes import Child, Lane, in_lanes
 from tests.campaign.recorder import hand_over, record, say
 from trialstore import Storage, StorageError
 from trialstore._ondisk.disk import Disk, use
-from trialstore.testing import PowerCutDisk
 
 if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+    from pathlib import Path
+
     from trialstore import TaskWriter
 
 _SIZE: Final = 24 * 2**20
 _CUTS_PER_RECORDING: Final = 25
 #: With each: the default, and those that take ext4's help for careless programs away.
-_OPTIONS: Final = ("", "noauto_da_alloc", "noauto_da_alloc,data=writeback")
+OPTIONS: Final = ("", "noauto_da_alloc", "noauto_da_alloc,data=writeback")
 
 
 class HonestDisk(Disk):
     """The real disk, for a recorder that publishes by itself: the mutants are its subclasses."""
 
     reaches_children = False
-
-
-class NoFolderSync(HonestDisk):
-    """Forgets to sync folders."""
-
-    def sync_folder(self, path: Path) -> None:
-        """Do nothing."""
-
-
-class NoFileSync(HonestDisk):
-    """Forgets to sync files."""
-
-    def sync(self, fd: int) -> None:
-        """Do nothing."""
-
-
-class NoPublishedSync(HonestDisk):
-    """Forgets to sync files that are being built to be published; the journal is synced."""
-
-    def sync(self, fd: int) -> None:
-        """Do nothing for a hidden file."""
-        if ".building" not in os.readlink(f"/proc/self/fd/{fd}"):
-            super().sync(fd)
 
 
 # --- what is recorded -----------------------------------------------------------------------------
@@ -117,7 +92,7 @@ def _record_and_watch(root: Path) -> None:
     anyio.run(functools.partial(record, root, count=40, pause=0.01))
 
 
-def _run_session(root: Path) -> None:
+def run_session(root: Path) -> None:
     anyio.run(session, root)
 
 
@@ -191,17 +166,42 @@ class _Ground:
                 outcome.breach("broken", f"{where}: {error!r}")
 
 
-def _cut_many(
+def cut_many(
     lane: Lane,
     body: Callable[[Path], None],
     make_disk: Callable[[], Disk],
     choices: tuple[str, ...],
     *,
     watched: bool = False,
+    behind: str = "",
 ) -> Outcome:
+    """Record again and again, cut the power of each recording at many places.
+
+    Parameters
+    ----------
+    lane : Lane
+        Its count is the number of cuts.
+    body : callable
+        Records below the folder it is given.
+    make_disk : callable
+        Gives the disk port of each recording.
+    choices : tuple of str
+        Mount options, in turn.
+    watched : bool, optional
+        A reader looks on, and only what it was shown is looked at.
+    behind : str, optional
+        Cut only just behind words of this kind; anywhere unless given.
+
+    Raises
+    ------
+    CannotRun
+        If power cuts cannot be made here.
+    """
     blocklog.require()
     blocklog.sweep()
     outcome = Outcome("power cuts")
+    options, first = "", 0
+    log: list[blocklog.Event] = []
     with lane.effort.workspace(memory=True) as space:
         ground = _Ground(space)
         for attempt in range(lane.count):
@@ -212,7 +212,7 @@ def _cut_many(
                 first = next(n for n, event in enumerate(log) if isinstance(event, str))
                 outcome.count("recordings")
                 outcome.count("writes and flushes of the device", len(log))
-            at = _moment(log, first, dice)
+            at = _moment(log, first, dice, behind)
             where = f"{lane.name(attempt)}, cut at {at} of {len(log)}, {options or 'defaults'}"
 
             def look(
@@ -227,12 +227,12 @@ def _cut_many(
     return outcome
 
 
-def _moment(log: list[blocklog.Event], first: int, dice: random.Random) -> int:
+def _moment(log: list[blocklog.Event], first: int, dice: random.Random, behind: str) -> int:
     """Choose a place in the log: anywhere, or just behind a word that must be kept from then on."""
-    if dice.random() < 0.5:
+    if not behind and dice.random() < 0.5:
         return dice.randrange(first, len(log) + 1)
     lines = [(n, event) for n, event in enumerate(log) if isinstance(event, str)]
-    kind = dice.choice(sorted({line.split()[0] for _, line in lines}))
+    kind = behind or dice.choice(sorted({line.split()[0] for _, line in lines}))
     return dice.choice([n for n, line in lines if line.split()[0] == kind]) + 1
 
 
@@ -244,120 +244,15 @@ def _look_at_shown(root: Path, history: History, outcome: Outcome, where: str) -
 
 def cut_power(lane: Lane) -> Outcome:
     """Cut the power of a session at random places."""
-    return _cut_many(lane, _run_session, HonestDisk, _OPTIONS)
+    return cut_many(lane, run_session, HonestDisk, OPTIONS)
 
 
 def cut_power_behind_a_reader(lane: Lane) -> Outcome:
     """Cut the power after a reader was shown trials."""
-    return _cut_many(lane, _record_and_watch, HonestDisk, _OPTIONS, watched=True)
-
-
-def cut_power_without_folder_sync(lane: Lane) -> Outcome:
-    """As `cut_power`, with a recorder that does not sync folders."""
-    return _cut_many(lane, _run_session, NoFolderSync, _OPTIONS)
-
-
-def cut_power_without_file_sync(lane: Lane) -> Outcome:
-    """As `cut_power`, with a recorder that does not sync files."""
-    return _cut_many(lane, _run_session, NoFileSync, _OPTIONS)
-
-
-def cut_power_without_published_sync(lane: Lane) -> Outcome:
-    """As `cut_power`, with a publisher that does not sync what it publishes."""
-    return _cut_many(lane, _run_session, NoPublishedSync, _OPTIONS[1:])
-
-
-# --- the same in a simulated file system ----------------------------------------------------------
-
-
-class _SimulatedNoFolderSync(PowerCutDisk):
-    def sync_folder(self, path: Path) -> None:
-        """Do nothing."""
-
-
-class _SimulatedNoFileSync(PowerCutDisk):
-    def sync(self, fd: int) -> None:
-        """Do nothing."""
-
-
-def _simulate(lane: Lane, kind: type[PowerCutDisk]) -> Outcome:
-    """Look at simulated power cuts of a short recording."""
-    outcome = Outcome("simulated power cuts")
-    acknowledged: list[tuple[int, int]] = []
-
-    async def experiment(disk: PowerCutDisk, root: Path) -> None:
-        async with Storage(root) as storage:
-            storage.subject_id = SUBJECT
-            async with storage.create_task(TASK) as task:
-                for number in range(6):
-                    await hand_over(task, number)
-                    await task.flush()
-                    acknowledged.append((disk.position, number + 1))
-
-    with lane.effort.workspace(memory=True) as space:
-        (space / "before").mkdir()
-        disk = kind(space / "before")
-        with use(disk):
-            anyio.run(experiment, disk, space / "before" / "data")
-        for number, state in enumerate(disk.states(limit=lane.count, seed=lane.seed)):
-            root = disk.materialise(state, space / str(number)) / "data"
-            safe = max((n for position, n in acknowledged if position <= state.position), default=0)
-            outcome.tried += 1
-            if not safe:
-                continue
-            try:
-                verify(root, set(range(safe)), 6, outcome, f"{state}")
-            except StorageError as error:
-                outcome.breach("broken", f"{state}: {error!r}")
-    return outcome
-
-
-def simulate_without_folder_sync(lane: Lane) -> Outcome:
-    """Simulated cuts of a recorder that does not sync folders."""
-    return _simulate(lane, _SimulatedNoFolderSync)
-
-
-def simulate_without_file_sync(lane: Lane) -> Outcome:
-    """Simulated cuts of a recorder that does not sync files."""
-    return _simulate(lane, _SimulatedNoFileSync)
+    return cut_many(lane, _record_and_watch, HonestDisk, OPTIONS, watched=True)
 
 
 # --- the rows -------------------------------------------------------------------------------------
-
-Mutant = tuple[str, Callable[[Lane], Outcome]]
-
-
-def _must_find(effort: Effort, count: int, *mutants: Mutant) -> Outcome:
-    """Run what must lose data; the breach is a check that finds nothing."""
-    outcome = Outcome("power cuts")
-    for name, function in mutants:
-        lost = in_lanes(function, effort, count)
-        found = lost.silent + lost.wrong + lost.broken + lost.named
-        outcome.tried += lost.tried
-        outcome.figures[f"losses found: {name}"] = found
-        if not found:
-            outcome.breach("broken", f"{name}: {lost.tried} power cuts, and nothing was noticed")
-    return outcome
-
-
-def _row_7(effort: Effort) -> Outcome:
-    return _must_find(
-        effort,
-        effort.of(30, 150),
-        ("ext4", cut_power_without_folder_sync),
-        ("simulated", simulate_without_folder_sync),
-    )
-
-
-def _row_8(effort: Effort) -> Outcome:
-    return _must_find(
-        effort,
-        effort.of(10, 100),
-        ("ext4, no file synced", cut_power_without_file_sync),
-        ("ext4, published files not synced", cut_power_without_published_sync),
-        ("simulated", simulate_without_file_sync),
-    )
-
 
 ROWS: Final = (
     Row(
@@ -366,18 +261,6 @@ ROWS: Final = (
         "lost in part",
         "every durable trial and pickle is there, before and after publication; recording goes on",
         lambda effort: in_lanes(cut_power, effort, effort.of(10, 600)),
-    ),
-    Row(
-        7,
-        "the same without the fsync of folders (a test of the test)",
-        "the losses are noticed",
-        _row_7,
-    ),
-    Row(
-        8,
-        "the same without the fsync of files (a test of the test)",
-        "the losses are noticed",
-        _row_8,
     ),
     Row(
         33,

@@ -75,7 +75,7 @@ def stop_a_recorder(lane: Lane) -> Outcome:
             with Child(_recording(root), space) as first:
                 first.listen(30, until=b"D")
                 first.listen(dice.uniform(0, 0.03))
-                first.kill(signal.SIGSTOP)
+                first.stop()
                 outcome.tried += 1
                 _expect_refusals(root, other, outcome, where)
                 before = len(first.lines_so_far())
@@ -126,7 +126,7 @@ def break_the_lock(lane: Lane) -> Outcome:
             with Child(_recording(root, epoch=1), space) as zombie:
                 zombie.listen(30, until=b"D")
                 zombie.listen(dice.uniform(0, 0.03))
-                zombie.kill(signal.SIGSTOP)
+                zombie.stop()
                 zombie.listen(0.0)
                 outcome.tried += 1
                 _rob(root, dice, outcome)
@@ -157,6 +157,7 @@ def _succeed(
         if is_closed:
             if second.wait() != 0:
                 outcome.breach("broken", f"{where}: the successor: {second.errors}")
+                return
             outcome.count("woken after publication")
         else:
             second.listen(30, until=b"D")

@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +57,8 @@ _ATTEMPTS: Final = 3
 _TICK: Final = 0.001
 #: How the warning begins that comes while there is still room.
 _EARLY: Final = "the data's disk has"
+#: What is told of a failure that was met without anybody's help.
+_GOES_ON: Final = "recording goes on in a new segment"
 _HERE: Final = Path(__file__).parents[2]
 
 
@@ -113,6 +116,7 @@ class Told:
     refusals: list[str] = field(default_factory=list)
     half_made: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    failovers: list[str] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
     failed: set[int] = field(default_factory=set)
     write_failures: list[str] = field(default_factory=list)
@@ -142,6 +146,8 @@ class Told:
                     self.half_made.append(error)
             case {"warning": str(what)}:
                 self.warnings.append(what)
+            case {"failover": str(what)}:
+                self.failovers.append(what)
             case {"trouble": str(what)}:
                 self.troubles.append(what)
             case {"failed": str(error), "trials": list(trials)}:
@@ -234,6 +240,9 @@ class _Experiment:
     def _hook(self, trouble: Any) -> None:
         if trouble.what.startswith(_EARLY):
             self.tell({"warning": trouble.what})
+            return
+        if _GOES_ON in trouble.what:
+            self.tell({"failover": trouble.what})
             return
         self.tell({"trouble": trouble.what})
         self.trouble.set()
@@ -394,12 +403,13 @@ class Session:
         patience: float = 120.0,
     ) -> None:
         self.told = Told()
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `reported`
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.campaign.sick", json.dumps(asdict(settings)), before],
             cwd=_HERE,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._words,
             env={**os.environ, **environment},
         )
         self._watchdog = threading.Timer(patience, self.process.kill)
@@ -431,14 +441,13 @@ class Session:
         """
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.stdin = None
-        output, errors = self.process.communicate()
-        for line in output.splitlines():
-            self.told.hear(json.loads(line))
+        self.hear()
+        self.process.wait()
         if self.process.returncode == -signal.SIGKILL:
             raise RecorderFailed(f"the recorder did not end by itself: {self.told}")
         if self.process.returncode:
-            words = errors.decode(errors="replace").strip()[-2000:]
+            self._words.seek(0)
+            words = self._words.read().decode(errors="replace").strip()[-2000:]
             raise RecorderFailed(f"the recorder ended with {self.process.returncode}: {words}")
         return self.told
 
@@ -453,7 +462,11 @@ class Session:
             self._watchdog.cancel()
             if self.process.poll() is None:
                 self.process.kill()
-            self.process.communicate()
+            for pipe in (self.process.stdin, self.process.stdout, self._words):
+                with contextlib.suppress(BrokenPipeError):
+                    if pipe is not None:
+                        pipe.close()
+            self.process.wait()
 
 
 class RecorderFailed(Exception):
@@ -493,10 +506,12 @@ def check(
         outcome.breach("silent", f"{where}: {found} of {settings.count} trials are there")
     if not told.is_closed:
         outcome.breach("broken", f"{where}: the experiment did not come to its end")
-    missing = set(range(found, told.accepted)) - told.failed
+    reader = reader_of(root)
+    named = {trial for loss in reader.losses for trial in loss.trials} | told.failed
+    missing = set(range(told.accepted)) - set(reader.trials.index) - named
     if missing and not whole:
-        outcome.breach("silent", f"{where}: WriteFailed does not name {sorted(missing)}")
-    refused = any(loss.kind == "refused" for loss in reader_of(root).losses)
+        outcome.breach("silent", f"{where}: nothing names {sorted(missing)}")
+    refused = any(loss.kind == "refused" for loss in reader.losses)
     if told.dropped and told.is_closed and not told.write_failures and not refused:
         outcome.breach(
             "silent", f"{where}: {told.dropped} trials were dropped, and no loss says so"

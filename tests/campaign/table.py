@@ -7,11 +7,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tests.campaign import model, mutations
+from tests.campaign import (
+    endings,
+    forgetful,
+    interruptions,
+    kills,
+    model,
+    mutations,
+    powercuts,
+    processes,
+    recoveries,
+    scarcity,
+)
 
 if TYPE_CHECKING:
     from tests.campaign.frame import Row
 
 ROWS: Final[tuple[Row, ...]] = tuple(
-    sorted((*model.ROWS, *mutations.ROWS), key=lambda row: row.number)
+    sorted(
+        (
+            *model.ROWS,
+            *mutations.ROWS,
+            *kills.ROWS,
+            *interruptions.ROWS,
+            *recoveries.ROWS,
+            *powercuts.ROWS,
+            *forgetful.ROWS,
+            *scarcity.ROWS,
+            *processes.ROWS,
+            *endings.ROWS,
+        ),
+        key=lambda row: row.number,
+    )
 )

@@ -1,4 +1,4 @@
-"""Fuzzing: every reader is given hostile bytes, by Hypothesis in the tests and by Atheris at length.
+"""Fuzzing: every reader is given hostile bytes, briefly by Hypothesis, at length by Atheris.
 
 ```
 targets.py    one function per reader: any bytes in, nothing but our own exceptions out

@@ -107,7 +107,17 @@ def _tasks() -> list[bytes]:
 
 
 def _archives() -> list[bytes]:
-    names = ["p0/t/trials.csv", "p0/t/é.hdf5", "a/b/c", "..\\x", "C:\\y", "CON", "x\u202ey", "A", "a "]
+    names = [
+        "p0/t/trials.csv",
+        "p0/t/é.hdf5",
+        "a/b/c",
+        "..\\x",
+        "C:\\y",
+        "CON",
+        "x\u202ey",
+        "A",
+        "a ",
+    ]
     return ["\n".join(names).encode(), b"p0/\xff\xfe", b"p0/A\np0/a"]
 
 

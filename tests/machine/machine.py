@@ -218,19 +218,23 @@ class Machine(World):
                 self._note_levels(said)
         self._end(kill=True)
 
-    @rule(which=st.integers(0, 1000), place=st.floats(0, 1), is_cut=st.booleans())
-    def damage(self, which: int, place: float, is_cut: bool) -> None:
-        """Cut one file of a task that nobody records, or flip a bit of it; once for each task."""
-        if self.task is None or self.task.is_open or self.task.damage != "none":
+    @rule(which=st.integers(0, 1000), place=st.integers(0, 2**24), is_cut=st.booleans())
+    def damage(self, which: int, place: int, is_cut: bool) -> None:
+        """Cut one file of a task, or flip a bit of it; once for each task, its recorder dead."""
+        if self.task is None or self.task.damage != "none":
             return
-        files = sorted(path for path in self.folder.rglob("*") if path.stat().st_size)
-        files = [path for path in files if path.is_file() and not path.name.startswith(".")]
+        if self.task.is_open:
+            self._end(kill=True, publisher_too=True)
+        files = [path for path in self.folder.rglob("*") if path.is_file() and path.stat().st_size]
+        files = sorted(path for path in files if not path.name.startswith("."))
         if not files:
             return
-        path = files[which % len(files)]
+        # Half of the time where most of the bytes are.
+        largest = max(files, key=lambda path: path.stat().st_size)
+        path = largest if which % 2 else files[which // 2 % len(files)]
         in_journal = path.suffix in {".segment", ".witness"}
         data = bytearray(path.read_bytes())
-        bit = min(int(place * len(data) * 8), len(data) * 8 - 1)
+        bit = place % (len(data) * 8)
         if is_cut:
             del data[bit // 8 :]
         else:
@@ -350,6 +354,9 @@ class Machine(World):
                 self.everything_is_as_the_list_says()
             for relative, task in self.done.items():
                 task.check(TaskReader(self.world / relative))
+                self.outcome.named += len(task.named)
+            if self.task is not None:
+                self.outcome.named += len(self.task.named)
         finally:
             if self.recorder is not None:
                 self._end(kill=True)

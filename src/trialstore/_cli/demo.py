@@ -22,6 +22,7 @@ from trialstore import InvalidName, StorageError, StorageReader, TaskReader
 from trialstore._cli import INTERRUPTED, ecg, report
 from trialstore._cli.comparison import differences
 from trialstore._cli.playback import ARRAY, Plan, Playback, play
+from trialstore._cli.terminal import line
 
 _DEFAULT_ROOT: Final = Path("trialstore-demo")
 
@@ -115,7 +116,7 @@ def run(playback: Playback, backend: str, console: Console, pictures: Path) -> i
         _tell_interrupted(playback, console)
         return INTERRUPTED
     except (StorageError, OSError) as error:
-        console.print(Text(f"{type(error).__name__}: {error}", style="bold red"), soft_wrap=True)
+        console.print(line((f"{type(error).__name__}: {error}", "bold red")), soft_wrap=True)
         return 1
 
 
@@ -162,7 +163,7 @@ def examine(playback: Playback, console: Console, pictures: Path) -> int:
         console.print()
     picture = pictures / f"{plan.subject}-{reader.root.name}.png"
     draw(playback, reader, picture)
-    console.print(Text(f"Plot: {picture}"), soft_wrap=True)
+    console.print(line(f"Plot: {picture}"), soft_wrap=True)
     return 0
 
 

@@ -18,6 +18,7 @@ from rich.tree import Tree
 
 from trialstore._cli import ecg
 from trialstore._cli.playback import CHUNK_SAMPLES
+from trialstore._cli.terminal import escaped, line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -141,7 +142,7 @@ def trials_table(trials: pd.DataFrame) -> Table:
     """Show the trials as they were read back."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in trials.columns:
-        table.add_column(Text(str(name)), justify="right")
+        table.add_column(line(str(name)), justify="right")
     rows = trials.astype(object).to_numpy().tolist()
     skipped = len(rows) - _TABLE_ROWS
     if skipped > 0:
@@ -149,7 +150,7 @@ def trials_table(trials: pd.DataFrame) -> Table:
         rows = [*rows[:half], ["..."] * len(trials.columns), *rows[-half:]]
     for row in rows:
         table.add_row(
-            *(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row)
+            *(line(f"{value:.3f}" if isinstance(value, float) else str(value)) for value in row)
         )
     return table
 
@@ -162,7 +163,7 @@ def verdict(plan: Plan, differences: Sequence[str]) -> Text:
             " bit by bit what was played.",
             style="green",
         )
-    shown = [f"  {difference}\n" for difference in differences[:_DIFFERENCES]]
+    shown = [f"  {escaped(difference)}\n" for difference in differences[:_DIFFERENCES]]
     if len(differences) > _DIFFERENCES:
         shown.append(f"  and {len(differences) - _DIFFERENCES} more\n")
     return Text("What was read back is NOT what was played:\n" + "".join(shown), style="bold red")
@@ -188,15 +189,15 @@ def summary(playback: Playback) -> Table:
 
 def files(plan: Plan, folder: Path) -> Tree:
     """Show the files of one task, below the root, with their sizes."""
-    top = Tree(Text(f"{plan.root}{os.sep}"), guide_style="dim")
-    _add_files(top.add(Text(f"{folder.parent.name}{os.sep}")), folder)
+    top = Tree(line(f"{plan.root}{os.sep}"), guide_style="dim")
+    _add_files(top.add(line(f"{folder.parent.name}{os.sep}")), folder)
     return top
 
 
 def _add_files(tree: Tree, folder: Path) -> None:
-    branch = tree.add(Text(f"{folder.name}{os.sep}"))
+    branch = tree.add(line(f"{folder.name}{os.sep}"))
     for path in sorted(folder.iterdir()):
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             _add_files(branch, path)
         else:
-            branch.add(Text(f"{path.name}  {decimal(path.stat().st_size)}"))
+            branch.add(line(f"{path.name}  {decimal(path.lstat().st_size)}"))

@@ -66,7 +66,7 @@ def ranges(numbers: Sequence[int]) -> str:
 @contextmanager
 def bar() -> Iterator[Callable[[upkeep.Progress], None]]:
     """Show on the error stream how far the work on many tasks has come, if it is a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
     terminal = console(is_error=True)
     is_seen = terminal.is_terminal
     with Progress(*columns, console=terminal, transient=True, disable=not is_seen) as display:

@@ -123,6 +123,11 @@ class _Archiver(NamedTuple):
         The order is the reverse of the publisher's, which renames the arrays, then the manifest,
         and then takes the journal away. So a journal that is cut off by it comes with a manifest
         that needs no journal, and that manifest with all its arrays.
+
+        Raises
+        ------
+        InvalidName
+            For what could not be unpacked everywhere.
         """
         if name.count("/") > _DEEPEST:
             raise InvalidName(f"{name!r:.200}... lies deeper than {_DEEPEST} folders")

@@ -310,8 +310,8 @@ def copy_file(port: Disk, source: Path, target: Path) -> None:
         As `open_reading` and `Disk.create`.
     """
     with (
-        open(open_reading(source), "rb") as reader,
-        open(port.create(target), "wb") as writer,
+        os.fdopen(open_reading(source), "rb") as reader,
+        os.fdopen(port.create(target), "wb") as writer,
     ):
         shutil.copyfileobj(reader, writer, _COPY_BYTES)
 

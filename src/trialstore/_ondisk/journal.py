@@ -214,6 +214,7 @@ def scan(
     salt: int,
     start: int = HEADER_SIZE,
     accepts: Callable[[Frame], bool] = lambda _: True,
+    distrusts: Callable[[Frame], bool] = lambda _: False,
     *,
     is_growing: bool = False,
 ) -> Iterator[Frame | Spoilt | Gap | Tail]:
@@ -236,6 +237,9 @@ def scan(
     accepts : callable, optional
         Whether a whole header is that of a frame of this segment, asked when all frames before it
         have been yielded. Bytes that it refuses are no frame.
+    distrusts : callable, optional
+        Whether a frame that was just yielded was found damaged, so that its length may lead over
+        frames behind it.
     is_growing : bool, optional
         A frame at the end whose rest is not there yet is being written: nothing is looked for in
         it.
@@ -249,6 +253,11 @@ def scan(
         if frame is not None and frame.end <= size:
             yield frame
             offset, latest = frame.end, frame
+            if distrusts(frame) and frame.payload_length <= may_check:
+                may_check -= frame.payload_length
+                inside = _next_frame(read, size, salt, frame.offset, accepts, frame.end)
+                if inside is not None:
+                    offset, latest = inside, None
             continue
         begin = offset
         if latest is not None and offset < size and latest.payload_length <= may_check:
@@ -273,12 +282,18 @@ def _frame_at(read: Read, offset: int, salt: int, accepts: Callable[[Frame], boo
 
 
 def _next_frame(
-    read: Read, size: int, salt: int, offset: int, accepts: Callable[[Frame], bool]
+    read: Read,
+    size: int,
+    salt: int,
+    offset: int,
+    accepts: Callable[[Frame], bool],
+    limit: int | None = None,
 ) -> int | None:
     """Offset of the next whole frame behind damage, in steps of the alignment."""
     offset += ALIGNMENT
-    while offset + FRAME_SIZE <= size:
-        block = read(offset, min(_SEARCH_BYTES, size - offset))
+    limit = size if limit is None else limit
+    while offset + FRAME_SIZE <= limit:
+        block = read(offset, min(_SEARCH_BYTES, limit - offset))
         if len(block) < FRAME_SIZE:
             return None
         at = block.find(FRAME_MAGIC)

@@ -7,7 +7,6 @@ decides.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -66,6 +65,7 @@ class Lock:
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
         self._fd: int | None = fd
+        self._identity = _identity(fd)
         self._pid = os.getpid()
 
     @property
@@ -77,19 +77,22 @@ class Lock:
         """Go on with a lock that was taken again at the same path."""
         self.release()
         self._fd, fresh._fd = fresh._fd, None
+        self._identity = fresh._identity
 
     def release(self) -> None:
-        """Give the lock back; the file stays, so that nobody locks a file that is just going."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        """Give the lock back; the file stays, so that nobody locks a file that is just going.
+
+        A descriptor that stray code has closed, and that may be another file's by now, is left
+        alone.
+        """
+        fd, self._fd = self._fd, None
+        if fd is not None and _identity(fd) == self._identity:
+            os.close(fd)
 
     def forget_after_fork(self) -> None:
         """In a forked child: close the descriptor, or the child would keep the lock alive."""
-        if self._fd is not None and os.getpid() != self._pid:
-            with contextlib.suppress(OSError):
-                os.close(self._fd)
-            self._fd = None
+        if os.getpid() != self._pid:
+            self.release()
 
 
 def acquire(path: Path, role: Role, patience: float = _PATIENCE) -> Lock:
@@ -160,12 +163,20 @@ def _try_lock(fd: int, *, exclusive: bool) -> bool:
     return True
 
 
+def _identity(fd: int) -> Identity | None:
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    return Identity(status.st_dev, status.st_ino)
+
+
 def _same_file(fd: int, path: Path) -> bool:
     try:
-        here, there = os.fstat(fd), os.lstat(path)
+        there = os.lstat(path)
     except OSError:
         return False
-    return Identity(here.st_dev, here.st_ino) == Identity(there.st_dev, there.st_ino)
+    return _identity(fd) == Identity(there.st_dev, there.st_ino)
 
 
 def _has_other_name(fd: int) -> bool:

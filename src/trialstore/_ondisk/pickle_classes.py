@@ -82,9 +82,7 @@ _NUMPY_SCALAR: Final[Any] = np.float64().__reduce__()[0]
 _ALIGNED_STRUCT: Final = 0x80  # numpy/ndarraytypes.h, NPY_ALIGNED_STRUCT
 
 
-def _dtype(
-    spec: str | type[np.record], _align: object = None, _copy: object = None
-) -> Unfinished:
+def _dtype(spec: str | type[np.record], _align: object = None, _copy: object = None) -> Unfinished:
     """Begin a dtype; what it lacks comes with its state."""
     if spec is not np.record and not isinstance(spec, str):
         raise TypeError("not the name of a dtype")

@@ -156,7 +156,10 @@ class SegmentFile:
         self.statement = witness.newest(said, self.session) or self.statement
         self.claims_too_much = witness.claims_too_much(said, self.session)
         events = journal.scan(
-            self.read, size, self._salt, self._offset, self._is_news, is_growing=is_growing
+            *(self.read, size, self._salt, self._offset),
+            accepts=self._is_news,
+            distrusts=lambda frame: frame.seq in self._spoilt,
+            is_growing=is_growing,
         )
         for event in events:
             match event:
@@ -179,22 +182,24 @@ class SegmentFile:
 
     def _identify(self, size: int, said: bytes) -> bool:
         """Learn the session, and so the salt, from the header or else from the witness."""
-        told, owner = journal.parse_header(self.read(0, HEADER_SIZE)), witness.owner(said)
+        header, owner = self.read(0, HEADER_SIZE), witness.owner(said)
+        is_there = len(header) == HEADER_SIZE
+        told = journal.parse_header(header) if is_there else None
         session = told or owner
         if session is None:
             self._tail = Tail(0, size)
             return False
-        if told is None or (owner is not None and owner != told and self._is_of(owner, size)):
-            # The header is damaged, or stale: what stands there may be anything.
-            session = owner or session
+        if told is not None and owner not in {None, told} and self._is_of(owner, told, size):
+            session = owner
+        if header != journal.encode_header(session):
+            # Damaged or stale: what stands there may be anything, even a frame.
             self._offset = 0
         self.session = session
         self._salt = journal.salt_of(session)
         return True
 
-    def _is_of(self, owner: bytes, size: int) -> bool:
-        """Whether header and witness contradict each other, and the frames side with the latter."""
-        told = journal.parse_header(self.read(0, HEADER_SIZE)) or b""
+    def _is_of(self, owner: bytes, told: bytes, size: int) -> bool:
+        """Whether the frames side with the witness, which contradicts the header."""
         by_header, by_witness = (journal.frames_in(self.read, size, s) for s in (told, owner))
         return by_witness > by_header
 

@@ -7,6 +7,7 @@ recorder is gone. Then it finishes what the journals hold and ends.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import queue
@@ -70,10 +71,11 @@ class Service:
     def run(self) -> None:
         """Work until the recorder is gone and every task is finished or taken over."""
         threading.Thread(target=self._listen, daemon=True).start()
+        is_behind = False
         while not self._parent_gone:
-            self._hear(_TICK)
-            for folder in list(self._tasks):
-                self._work_on(folder)
+            self._hear(0.0 if is_behind else _TICK)
+            # Every task has its turn.
+            is_behind = any(list(map(self._work_on, list(self._tasks))))
             self._try_again(time.monotonic())
         self._try_again(float("inf"))
         for folder in list(self._tasks):
@@ -123,10 +125,12 @@ class Service:
             publisher = self._tasks[folder] = _publisher(folder, self._told[folder])
         return publisher
 
-    def _work_on(self, folder: Path) -> None:
+    def _work_on(self, folder: Path) -> bool:
+        """Do a portion of what there is; return whether the next may follow at once."""
         publisher = self._tasks.get(folder)
         if publisher is None:
-            return
+            return False
+        is_behind = False
         try:
             grows = self._growth_of(folder, publisher.follow())
             if self._is_tight(folder, grows):
@@ -134,15 +138,18 @@ class Service:
                 if publisher.is_building:
                     self._drop(folder)
                     self._put_off(folder, finish=False)
-                return
+                return False
             if grows <= LOAD_LIMIT:
-                publisher.build(_BUILD_BYTES)
+                is_behind = publisher.build(_BUILD_BYTES)
             self._refresh(folder, publisher)
         except FileNotFoundError:
             # Published by another, or moved away by a person: nothing is left to do here.
             self._forget(folder)
+            return False
         except (StorageError, OSError) as error:
             self._fail(folder, None, error, finish=False)
+            return False
+        return is_behind
 
     def _growth_of(self, folder: Path, scanned: int) -> float:
         """Bytes a second by which the journal grows just now."""
@@ -271,4 +278,7 @@ def be_modest() -> None:
 def main() -> None:
     """Run as the child process: commands on standard input, one JSON object a line."""
     be_modest()
+    # What a journal becomes is kept until the end and has no cycles: looking for some took a fifth
+    # of the time of a hundred thousand rows.
+    gc.set_threshold(100_000)
     Service(sys.stdin.buffer).run()

@@ -186,13 +186,14 @@ class TaskPublisher:
                 "that is more than its bytes can have been; it stays, and is read as it is"
             )
 
-    def build(self, nbytes: int) -> None:
-        """Write waiting arrays into the hidden files, about `nbytes` of them."""
+    def build(self, nbytes: int) -> bool:
+        """Write about `nbytes` of waiting arrays into the hidden files; return if some are left."""
         while self._waiting and nbytes > 0:
             trial = self._waiting.popleft()
             for name, (_, size) in trial.commit.arrays.items():
                 self._add_array(trial, name)
                 nbytes -= size
+        return bool(self._waiting)
 
     @property
     def is_building(self) -> bool:

@@ -9,7 +9,7 @@ from trialstore._errors import DamagedData, StorageError
 from trialstore._ondisk import layout, manifest
 from trialstore._reading.foreign import ForeignSource
 from trialstore._reading.live import JournalSource
-from trialstore._reading.source import PublishedSource
+from trialstore._reading.published import PublishedSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -66,7 +66,7 @@ def columns_from_rows(rows: Sequence[Sequence[NamedCell]]) -> Cells:
         if len(set(names)) != len(names):
             raise FormatError(f"a row has two cells of the same name: {names!r:.200}")
         alike = list(group)
-        columns = []
+        columns: Cells = []
         for place, name in enumerate(names):
             runs = _runs_of([row[place][1] for row in alike])
             columns.append((name, runs, [row[place][2] for row in alike]))

@@ -66,9 +66,7 @@ class ArrayFile:
     ...     file.names(), file.read("0", selection=(slice(None), slice(0, 500)))
     """
 
-    def __init__(
-        self, filepath: str | os.PathLike[str], *, follow_links: bool = False
-    ) -> None:
+    def __init__(self, filepath: str | os.PathLike[str], *, follow_links: bool = False) -> None:
         self.path: Final = Path(filepath)
         try:
             status = self.path.stat() if follow_links else self.path.lstat()

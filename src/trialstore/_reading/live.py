@@ -10,9 +10,9 @@ from trialstore._ondisk import chunks, layout, recovery
 from trialstore._ondisk.lock import holder
 from trialstore._ondisk.replay import Replay
 from trialstore._reading.frame import columns_from_rows, joined
+from trialstore._reading.published import PublishedSource
 from trialstore._reading.source import (
     ArraySummary,
-    PublishedSource,
     Times,
     Window,
     attrs_of,
@@ -65,14 +65,21 @@ class JournalSource:
             self._base_trials = manifest.trials
         self._replay = Replay((folder / layout.JOURNAL,), self._base_trials)
         self.is_recording = False
+        self._kept = 0
         self.poll()
 
     def poll(self) -> None:
         """Look what has come since; raises as the constructor does."""
-        # The lock first: a recorder that ends between the two looks still counts as recording.
-        owner = holder(self._lock)
-        self.is_recording = owner is not None and owner.role == "recorder"
+        # The lock before and after: a recorder that ends or begins meanwhile counts as recording.
+        was_recording = self._has_recorder()
         self._replay.poll()
+        self.is_recording = was_recording or self._has_recorder()
+        if not self.is_recording:
+            self._kept = self._replay.last_seq
+
+    def _has_recorder(self) -> bool:
+        owner = holder(self._lock)
+        return owner is not None and owner.role == "recorder"
 
     @property
     def status(self) -> str:
@@ -99,7 +106,8 @@ class JournalSource:
         return found
 
     def _trials(self) -> list[JournalTrial]:
-        durable = self._replay.synced_to
+        # Whoever takes the task up keeps what survived: it does not vanish until that is said.
+        durable = max(self._replay.synced_to, self._kept)
         found = sorted(self._replay.trials.values(), key=lambda trial: trial.index)
         if self.is_recording:
             found = [trial for trial in found if trial.seq <= durable]

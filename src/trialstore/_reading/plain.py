@@ -76,7 +76,7 @@ def _parsed(data: bytes, dtypes: dict[str, str]) -> pd.DataFrame | None:
     is_exact = tuple(map(int, pd.__version__.split(".")[:2])) >= _EXACT
     precision: dict[str, Any] = {} if is_exact else {"float_precision": "round_trip"}
     try:
-        return pd.read_csv(
+        frame: pd.DataFrame = pd.read_csv(
             io.BytesIO(data),
             engine="c",
             dtype=dtypes,
@@ -90,3 +90,4 @@ def _parsed(data: bytes, dtypes: dict[str, str]) -> pd.DataFrame | None:
         )
     except (ValueError, OverflowError):  # not of the kind, not UTF-8, or too large for the dtype
         return None
+    return frame

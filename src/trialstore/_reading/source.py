@@ -5,40 +5,25 @@ Three classes with the same methods; `CurrentSource` chooses the right one at ea
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from trialstore._errors import DamagedData, FormatError, StorageError
-from trialstore._ondisk import chunks, layout
-from trialstore._ondisk.manifest import read_described
-from trialstore._ondisk.table import check_columns, parse_timing
-from trialstore._reading.frame import (
-    build_frame,
-    columns_from_csv,
-    decode_cell,
-    frame_from_csv,
-    rows_of,
-    without,
-)
-from trialstore._reading.hdf5 import ArrayFile
-from trialstore.design import ArrayInfo
+from trialstore._reading.frame import build_frame, decode_cell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
 
     from trialstore._ondisk.losses import Loss
-    from trialstore._ondisk.manifest import Manifest, StoredArray
-    from trialstore._ondisk.table import Columns
     from trialstore._ondisk.values import NamedCell
     from trialstore._reading.frame import Cells
+    from trialstore.design import ArrayInfo
 
 Window = tuple[int, int]
+
 #: Number, acceptance (unix, monotonic) and first chunk (unix) of a trial, times in nanoseconds.
 Times = tuple[int, int, int, int | None]
 
@@ -167,203 +152,3 @@ class Source(Protocol):
     def losses(self) -> list[Loss]:
         """Return what is missing."""
         ...
-
-
-class PublishedSource:
-    """Reads published files and checks them against the manifest.
-
-    Guarantee: with ``verify=True`` no sample and no row is returned that does not fit its checksum.
-
-    Parameters
-    ----------
-    folder : pathlib.Path
-        The task's folder, where arrays lie.
-    manifest : Manifest
-        What was published.
-    aside : pathlib.Path, optional
-        Where the published files are kept while the task is resumed. Tables are read there; arrays
-        as well, until it is gone: what is in `folder` then holds the same trials, and more.
-    """
-
-    def __init__(self, folder: Path, manifest: Manifest, aside: Path | None = None) -> None:
-        self._folder = folder
-        self._manifest = manifest
-        self._aside = aside
-
-    @property
-    def status(self) -> str:
-        return self._manifest.status
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        return dict(self._manifest.metadata)
-
-    def file_record(self, name: str) -> dict[str, int] | None:
-        return self._manifest.files.get(name)
-
-    def columns(self) -> Cells:
-        columns = columns_from_csv(self._checked_file(layout.TRIALS), self._described())
-        return without(columns, self._manifest.lost) if self._manifest.lost else columns
-
-    def attrs(self, trials: Sequence[int]) -> list[dict[str, Any]]:
-        numbers = self.trial_numbers()
-        rows = dict(zip(numbers, rows_of(self.columns(), len(numbers)), strict=True))
-        return [attrs_of(rows[trial]) for trial in trials]
-
-    def frame(self) -> pd.DataFrame:
-        if self._manifest.lost:
-            return frame_of(self.columns(), self.trial_numbers())
-        table = self._checked_file(layout.TRIALS)
-        return frame_from_csv(table, self._described(), len(self.trial_numbers()))
-
-    def _described(self) -> Columns:
-        return check_columns(self._manifest.columns, self._manifest.trials)
-
-    def times(self) -> list[Times]:
-        return list(parse_timing(self._checked_file(layout.TIMING)))
-
-    def _checked_file(self, name: str) -> bytes:
-        return read_described(self._aside or self._folder, self._manifest, name)
-
-    def trial_numbers(self) -> list[int]:
-        lost, count = set(self._manifest.lost), self._manifest.trials
-        # A manifest of a kilobyte can claim any number; each trial has at least a byte in a table.
-        if count - len(lost) > sum(map(self._size_of, (layout.TRIALS, layout.TIMING))):
-            raise DamagedData(
-                f"the manifest of {str(self._folder)!r} tells of {count} trials, for which "
-                f"{layout.TRIALS} and {layout.TIMING} are too small, or gone: bring them back",
-                self._folder / layout.MANIFEST,
-            )
-        return [trial for trial in range(count) if trial not in lost] if lost else [*range(count)]
-
-    def _size_of(self, name: str) -> int:
-        try:
-            return ((self._aside or self._folder) / name).lstat().st_size
-        except OSError:
-            return 0
-
-    def array_names(self) -> list[str]:
-        arrays = self._manifest.arrays
-        first = {name: min(record.trials) for name, record in arrays.items() if record.trials}
-        return sorted(first, key=lambda name: first[name])
-
-    def declared(self) -> dict[str, ArrayInfo]:
-        """Return what was said of each array, in the order of the manifest."""
-        arrays = self._manifest.arrays
-        return {name: ArrayInfo.from_json(record.info) for name, record in arrays.items()}
-
-    def info(self, name: str) -> ArraySummary:
-        record = self._manifest.arrays[name]
-        stored = record.trials
-        dtypes = [chunks.dtype_from_json(array.dtype) for array in stored.values()]
-        shapes = {trial: array.shape for trial, array in stored.items()}
-        return summary(ArrayInfo.from_json(record.info), dtypes, shapes, record.stack_axis)
-
-    def has(self, name: str, trial: int) -> bool:
-        record = self._manifest.arrays.get(name)
-        return record is not None and trial in record.trials
-
-    def read(self, name: str, trial: int, window: Window | None, *, verify: bool) -> NDArray[Any]:
-        self.require_whole(name, trial)
-        with self._open(name) as file:
-            return self._read(file, name, self._stored(name, trial), window, verify=verify)
-
-    def each(self, name: str, *, verify: bool) -> Iterator[NDArray[Any] | None]:
-        with self._open(name) as file:
-            for trial in self.trial_numbers():
-                self.require_whole(name, trial)
-                if not self.has(name, trial):
-                    yield None
-                else:
-                    yield self._read(file, name, self._stored(name, trial), None, verify=verify)
-
-    def some(self, name: str, trials: Sequence[int]) -> Iterator[NDArray[Any]]:
-        with self._open(name) as file:
-            for trial in trials:
-                yield self._read(file, name, self._stored(name, trial), None, verify=True)
-
-    def losses(self) -> list[Loss]:
-        return list(self._manifest.losses)
-
-    def require_whole(self, name: str, trial: int) -> None:
-        """Make sure that an array that was lost does not look like one that never was.
-
-        Raises
-        ------
-        DamagedData
-            If the array was lost before it could be published.
-        """
-        if self.has(name, trial):
-            return
-        for loss in self._manifest.losses:
-            if trial in loss.trials and loss.kind != "refused" and repr(name) in loss.what:
-                path = self._folder / loss.file
-                raise DamagedData(
-                    f"array {name!r} of trial {trial}: {loss.evidence}", path, (trial,)
-                )
-
-    def _stored(self, name: str, trial: int) -> StoredArray:
-        return self._manifest.arrays[name].trials[trial]
-
-    def _open(self, name: str) -> ArrayFile:
-        if self._aside is not None:
-            with contextlib.suppress(StorageError):
-                return ArrayFile(layout.array_path(self._aside, name))
-        path = layout.array_path(self._folder, name)
-        try:
-            return ArrayFile(path)
-        except DamagedData:
-            raise
-        except StorageError as error:
-            raise DamagedData(str(error), path) from error
-
-    def _read(
-        self,
-        file: ArrayFile,
-        name: str,
-        stored: StoredArray,
-        window: Window | None,
-        *,
-        verify: bool,
-    ) -> NDArray[Any]:
-        path = layout.array_path(self._folder, name)
-        axis, size = stored.axis, stored.shape[stored.axis] if stored.shape else 1
-        first, last = 0, size
-        selection: tuple[slice, ...] | None = None
-        if window is not None and stored.shape:
-            # Whole blocks, because a block is what has a checksum.
-            first = min(window[0], size) // stored.block * stored.block
-            last = max(first, min(-(-window[1] // stored.block) * stored.block, size))
-            selection = chunks.along(axis, first, last - first)
-        try:
-            array = file.read(str(stored.trial), selection=selection)
-        except FormatError as error:
-            raise DamagedData(
-                f"array {name!r} of trial {stored.trial}: {error}", path, (stored.trial,)
-            ) from error
-        except DamagedData as error:
-            raise DamagedData(str(error), path, (stored.trial,)) from error
-        if verify:
-            self._verify(array, stored, (first, last), path)
-        if window is None or not stored.shape:
-            return array
-        return array[chunks.along(axis, window[0] - first, max(0, window[1] - window[0]))]
-
-    def _verify(self, array: NDArray[Any], stored: StoredArray, span: Window, path: Path) -> None:
-        """Raise unless `array` is what was published as these samples of a trial, whole blocks."""
-        axis, first = stored.axis, span[0] // stored.block
-        shape = stored.shape and (
-            *stored.shape[:axis], span[1] - span[0], *stored.shape[axis + 1 :]
-        )  # fmt: skip
-        fits = array.shape == shape and array.dtype == chunks.dtype_from_json(stored.dtype)
-        if fits:
-            found = tuple(map(chunks.crc_of, chunks.blocks(array, axis, stored.block)))
-            fits = found == stored.blocks[first : first + len(found)]
-        if not fits:
-            raise DamagedData(
-                f"{str(path)!r}: the samples of trial {stored.trial} do not fit their checksum: "
-                "the file was changed or damaged after publication; verify=False reads it all "
-                "the same",
-                path,
-                (stored.trial,),
-            )

@@ -153,6 +153,11 @@ def _folders(path: Path) -> list[str]:
     """Names of the folders in `path`, sorted; none if it does not exist (yet).
 
     Every name can be given back to us; a folder of another name is left out with a warning.
+
+    Raises
+    ------
+    StorageError
+        If it is not a folder, or may not be listed.
     """
     try:
         found = layout.list_folders(path)

@@ -18,7 +18,7 @@ from trialstore._ondisk import layout, pickles
 from trialstore._ondisk.disk import read_file
 from trialstore._reading.catalogue import frame_from_times
 from trialstore._reading.current import CurrentSource
-from trialstore._reading.source import PublishedSource
+from trialstore._reading.published import PublishedSource
 from trialstore.design import Array, Trial
 
 if TYPE_CHECKING:

@@ -190,7 +190,7 @@ class Channel:
             raise self._full(size)
         self._accept_chunk(item, size, began)
 
-    def _chunk(self, name: str, chunk: object) -> ChunkItem:
+    def _chunk(self, name: Any, chunk: object) -> ChunkItem:
         """Check a chunk against the open trial and copy it; accepting it changes the trial."""
         known = self._open.arrays.get(name) if isinstance(name, str) else None
         if (

@@ -11,7 +11,7 @@ from trialstore._ondisk.replay import Replay
 from trialstore._ondisk.samples import read_chunks, run_at
 from trialstore._reading.frame import rows_of
 from trialstore._reading.hdf5 import ArrayFile
-from trialstore._reading.source import PublishedSource
+from trialstore._reading.published import PublishedSource
 from trialstore._upkeep.gathering import Gathering
 from trialstore._upkeep.published import PublishedSet
 from trialstore._upkeep.report import LOST

@@ -101,6 +101,9 @@ class Entry:
 PEERS: Final = {
     "trialstore": Entry("trialstore", "ours", "Ours"),
     "h5py": Entry("h5py + csv in a thread", "by_hand", "Hdf5Csv", (("h5py", "h5py"),)),
+    "h5py-reopened": Entry(
+        "h5py + csv in a thread, reopened", "by_hand", "Hdf5Reopened", (("h5py", "h5py"),)
+    ),
     "axopy": Entry("AxoPy", "axopy", "AxoPy", (("axopy", "axopy"),)),
     "tables": Entry("PyTables in a thread", "pytables", "PyTables", (("tables", "tables"),)),
     "qcodes": Entry("QCoDeS write_in_background", "qcodes", "Qcodes", (("qcodes", "qcodes"),)),

@@ -57,6 +57,23 @@ class Hdf5Csv(Threaded):
                 yield row, file[str(trial)][()] if str(trial) in file else None
 
 
+class Hdf5Reopened(Hdf5Csv):
+    """The same with the file opened and closed for each trial, against losing all in a crash."""
+
+    PATTERN: ClassVar[str] = (
+        "file opened, one dataset, file closed for each trial, and a CSV row flushed; "
+        "asyncio.Queue and asyncio.to_thread; never synced"
+    )
+
+    def start(self) -> None:
+        super().start()
+        self._file.close()
+
+    def save(self, trial: int, attrs: dict[str, Any], array: NDArray[Any] | None) -> None:
+        with h5py.File(self.folder / "emg.hdf5", "a") as self._file:
+            super().save(trial, attrs, array)
+
+
 class SqliteWal(Threaded):
     """One row per trial: attributes as JSON, the array as a blob; a synced commit for each."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -82,6 +82,6 @@ def _draw_tail(
         )  # fmt: skip
 
 
-def _legend(axes: Axes, place: str) -> None:
+def _legend(axes: Axes, place: Literal["upper right", "lower left"]) -> None:
     if axes.get_legend_handles_labels()[0]:  # there is nothing yet after an early Ctrl-C
         axes.legend(loc=place)
