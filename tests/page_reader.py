@@ -65,9 +65,8 @@ def frames_of(data: bytes, session: bytes) -> Iterator[tuple[int, int, Any, byte
         magic, kind, _, size, length, seq, _, _, *lengths, crc = FRAME.unpack_from(data, at)
         meta_length, meta_crc, body_crc, _ = lengths
         begin, whole, end = (at + 56 + n for n in (padded(meta_length), length, padded(length)))
-        fits = crc == zlib.crc32(data[at : at + 52], zlib.crc32(session))
-        sane = size == 56 and begin <= whole and end <= len(data) and seq not in known
-        if magic != b"\xf1TrF" or not fits or not sane:
+        fits = crc == zlib.crc32(data[at : at + 52], zlib.crc32(session)) and seq not in known
+        if magic != b"\xf1TrF" or not fits or size != 56 or begin > whole or end > len(data):
             at += 8
             continue
         meta, body, at = data[at + 56 :][:meta_length], data[begin:whole], end

@@ -29,7 +29,7 @@ from trialstore import (
 from trialstore._ondisk import layout, manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from tests.helpers import Lab
 
@@ -114,6 +114,11 @@ HARMLESS = [
     *("\u00df", "\u0130", "\u0131", "\u212a", "\u017f", "\ufb00", "\u0345a", "\u01c5"),
     *("a" * 128, "\u00e9" * 64, "e\u0301" * 64),
 ]
+
+
+def shown(names: Sequence[str]) -> list[str]:
+    """Names as those of tests."""
+    return [f"{number}: {name!a:.30}" for number, name in enumerate(names)]
 
 
 class Seen(NamedTuple):
@@ -224,7 +229,8 @@ class Named(dict[Any, Any]):
         return np.zeros(3)
 
 
-@pytest.mark.parametrize("name", HARMLESS, ids=[f"{name!a:.30}" for name in HARMLESS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HARMLESS, ids=shown(HARMLESS))
 def test_a_harmless_name_comes_back(lab: Lab, name: str) -> None:
     """Task, array and pickle of any reasonable name are recorded, listed, read and archived."""
     normal = unicodedata.normalize("NFC", name)
@@ -250,7 +256,7 @@ def lab_root(lab: Lab) -> Path:
     return lab._storage.root
 
 
-@pytest.mark.parametrize("name", HARMLESS, ids=[f"{name!a:.30}" for name in HARMLESS])
+@pytest.mark.parametrize("name", HARMLESS, ids=shown(HARMLESS))
 async def test_a_harmless_subject_is_listed(tmp_path: Path, name: str) -> None:
     """A subject of any reasonable name is one folder, by its name in NFC."""
     normal = unicodedata.normalize("NFC", name)
@@ -387,7 +393,7 @@ def fits_on_disk(name: str) -> bool:
 ON_DISK = [name for name in HOSTILE_TEXTS if fits_on_disk(name)]
 
 
-@pytest.mark.parametrize("name", ON_DISK, ids=[f"{name!a:.30}" for name in ON_DISK])
+@pytest.mark.parametrize("name", ON_DISK, ids=shown(ON_DISK))
 def test_a_hostile_name_on_disk_is_told_and_not_listed(tmp_path: Path, name: str) -> None:
     """A folder that somebody else has made is left out with a warning that is safe to print."""
     root = tmp_path / "data"
@@ -414,7 +420,7 @@ IN_ARCHIVES = [
 ]
 
 
-@pytest.mark.parametrize("name", IN_ARCHIVES, ids=[f"{name!a:.30}" for name in IN_ARCHIVES])
+@pytest.mark.parametrize("name", IN_ARCHIVES, ids=shown(IN_ARCHIVES))
 def test_a_hostile_name_stops_the_archive(tmp_path: Path, name: str) -> None:
     """What could not be unpacked, or not in its place, is refused; no archive is left."""
     root = tmp_path / "data"
@@ -440,7 +446,7 @@ def test_twins_stop_the_archive(tmp_path: Path, name: str, twin: str) -> None:
     assert repr(twin) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", HOSTILE_TEXTS, ids=[f"{name!a:.30}" for name in HOSTILE_TEXTS])
+@pytest.mark.parametrize("name", HOSTILE_TEXTS, ids=shown(HOSTILE_TEXTS))
 def test_a_manifest_with_a_hostile_array_is_refused(name: str) -> None:
     """Names in a manifest become file names, so they are under the same rule."""
     described = manifest.Manifest("complete", "p0", "t", arrays={name: manifest.ArrayRecord({}, 1)})

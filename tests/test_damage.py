@@ -123,6 +123,7 @@ def accounts(folder: Path, name: str) -> list[int]:
     return counts.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @given(data=st.data())
 def test_every_byte_is_accounted_for_once(

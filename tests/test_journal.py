@@ -20,6 +20,7 @@ from trialstore._ondisk.journal import (
     Frame,
     FrameType,
     Gap,
+    Spoilt,
     Tail,
 )
 from trialstore._ondisk.segment_file import SegmentFile
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from trialstore._ondisk.journal import Spoilt
-
-    Event = Frame | Gap | Spoilt | Tail
+    Event = Frame | Gap | Tail
 
 SESSION = bytes(range(16))
 OTHER = bytes(range(16, 32))
@@ -88,7 +87,8 @@ def reading(data: bytes) -> Callable[[int, int], bytes]:
 
 def events_in(data: bytes, start: int = HEADER_SIZE, session: bytes = SESSION) -> list[Event]:
     """Scan bytes whose header need not be whole."""
-    return list(journal.scan(reading(data), len(data), journal.salt_of(session), start))
+    events = journal.scan(reading(data), len(data), journal.salt_of(session), start)
+    return [event for event in events if not isinstance(event, Spoilt)]
 
 
 def frames_in(data: bytes) -> list[Frame]:

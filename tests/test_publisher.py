@@ -222,3 +222,23 @@ async def test_a_late_publisher_does_not_touch_a_newer_journal(tmp_path: Path) -
             assert reader_of(tmp_path / "data").trials["n"].tolist() == [0, 1, 2]
 
         await anyio.to_thread.run_sync(look)
+
+
+async def test_a_journal_that_was_just_made_publishes_nothing(tmp_path: Path) -> None:
+    """A recorder was killed while it resumed: what was published before stays as it is."""
+    from trialstore._publishing.service import publish_once
+
+    folder = tmp_path / "data/p0/reach"
+    async with open_task(tmp_path / "data") as task:
+        await task.append("emg", np.ones((2, 5)))
+        await task.write({"n": 1})
+
+    def resume_a_little_and_publish() -> None:
+        (folder / layout.JOURNAL).mkdir()
+        publish_once(folder, {})
+        reader = reader_of(tmp_path / "data")
+        assert (reader.status, reader.trials["n"].tolist()) == ("complete", [1])
+        assert reader.array("emg", trial=0).tolist() == np.ones((2, 5)).tolist()
+        assert not (folder / layout.JOURNAL).exists()
+
+    await anyio.to_thread.run_sync(resume_a_little_and_publish)

@@ -317,6 +317,32 @@ async def test_what_is_not_durable_counts(tmp_path: Path) -> None:
                     disk.open.set()
 
 
+async def test_readers_are_not_shown_what_is_not_durable(tmp_path: Path) -> None:
+    """While a sync has not returned, its trials are in the file and in no reader's hands."""
+    disk = Gate()
+    with use(disk):
+        async with open_task(tmp_path / "data") as task:
+            await task.write({"n": 0})
+            await task.flush()
+            disk.open.clear()
+            try:
+                await task.write({"n": 1, "mark": "marked"})
+                assert await anyio.to_thread.run_sync(disk.waiting.wait, 10.0)
+
+                def look() -> list[int]:
+                    segment = tmp_path / FOLDER / "journal" / layout.segment_name(1)
+                    assert b"marked" in segment.read_bytes()
+                    numbers: list[int] = reader_of(tmp_path / "data").trials["n"].tolist()
+                    return numbers
+
+                assert await anyio.to_thread.run_sync(look) == [0]
+            finally:
+                disk.open.set()
+            await task.flush()
+            readers = lambda: reader_of(tmp_path / "data").trials["n"].tolist()  # noqa: E731
+            assert await anyio.to_thread.run_sync(readers) == [0, 1]
+
+
 class Attentive(FailingDisk):
     """Remembers which descriptors were synced, also after a sync of them had failed."""
 

@@ -132,8 +132,7 @@ def records_of(path: Path) -> list[Record]:
     file = SegmentFile(path)
     wholes = [event for event in file.poll() if isinstance(event, Whole)]
     file.close()
-    found = [decode(whole.frame.type, whole.meta) for whole in wholes]
-    return [record for record in found if record is not None]
+    return [decode(whole.frame.type, whole.meta) for whole in wholes]
 
 
 def names_in(folder: Path) -> list[str]:

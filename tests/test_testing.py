@@ -201,14 +201,14 @@ def test_the_figures_of_a_full_disk_are_true_at_any_time(tmp_path: Path) -> None
     """From two threads: never more bytes than there was room for, and none that is not counted."""
     disk = FullDisk(10_000)
 
-    def fill(name: str) -> None:
-        fd = disk.create(tmp_path / name)
+    def fill(fd: int) -> None:
         with pytest.raises(OSError, match="No space left"):
             while True:
                 disk.write(fd, [b"abc", b"defg"])
         disk.close(fd)
 
-    threads = [threading.Thread(target=fill, args=(name,)) for name in "ab"]
+    fds = [disk.create(tmp_path / name) for name in "ab"]
+    threads = [threading.Thread(target=fill, args=(fd,)) for fd in fds]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -51,7 +51,7 @@ class Effort:
     @property
     def pairs(self) -> int:
         """How many pairs a median is of."""
-        return self.of(5, 3, 1)
+        return self.of(5, 2, 1)
 
     @contextlib.contextmanager
     def workspace(self) -> Iterator[Path]:

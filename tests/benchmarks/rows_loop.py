@@ -129,7 +129,7 @@ async def _lateness(name: str, folder: Path, seconds: float, *, verify: bool) ->
 def run_lateness(effort: Effort) -> Outcome:
     """Measure ourselves beside the idle loop on three disks, then the peers."""
     outcome = Outcome()
-    seconds = effort.of(6.0, 2.0, 0.2)
+    seconds = effort.of(6.0, 1.5, 0.2)
     for delay_ms in (0, 20, 200):
         disk = f"{delay_ms} ms added" if delay_ms else "healthy disk"
         run = partial(_one_lateness, effort, seconds, delay_ms)
@@ -321,10 +321,12 @@ def import_time(statement: str) -> float:
 def run_start(effort: Effort) -> Outcome:
     """Import, enter, write; each in fresh processes."""
     outcome = Outcome()
-    count = effort.of(11, 5, 1)
+    count = effort.of(11, 3, 1)
     imports = statistics.median(import_time("import trialstore") for _ in range(count))
     loads = statistics.median(import_time("from trialstore import Storage") for _ in range(count))
-    below = statistics.median(import_time("import numpy, anyio") for _ in range(count))
+    below = statistics.median(
+        import_time("import numpy, anyio, anyio.from_thread, anyio.lowlevel") for _ in range(count)
+    )
     measured = []
     for _ in range(count):
         with effort.workspace() as folder:
@@ -334,7 +336,7 @@ def run_start(effort: Effort) -> Outcome:
     accepted = median(measured, "accepted_ms")
     outcome.checks += [
         Check("import trialstore", imports, 150, "ms", count),
-        Check("from trialstore import Storage, beyond NumPy and anyio", loads - below,
+        Check("from trialstore import Storage, beyond NumPy and AnyIO", loads - below,
               150, "ms", count),
         Check("longest hold of the loop until the first write", median(measured, "held_ms"), 20,
               "ms", count),
@@ -342,7 +344,7 @@ def run_start(effort: Effort) -> Outcome:
     outcome.bars += [
         Bar("start", "import trialstore", imports, "ms", count),
         Bar("start", "from trialstore import Storage", loads, "ms", count),
-        Bar("start", "of it NumPy and anyio", below, "ms", count),
+        Bar("start", "of it NumPy and AnyIO", below, "ms", count),
         Bar("start", "Storage entered and task open", median(measured, "opened_ms"), "ms", count),
         Bar("start", "first write accepted", accepted, "ms", count),
     ]
@@ -404,7 +406,7 @@ async def _catch_up(folder: Path, trials: int) -> Figures:
 def run_publisher(effort: Effort) -> Outcome:
     """Lateness with and without the child; how fast it catches up when the recorder pauses."""
     outcome = Outcome()
-    seconds = effort.of(6.0, 2.0, 0.2)
+    seconds = effort.of(6.0, 1.5, 0.2)
 
     def run(publisher: bool) -> Figures:
         with effort.workspace() as folder:

@@ -288,7 +288,7 @@ def _add_window(outcome: Outcome, effort: Effort) -> None:
 
 
 def _add_rows(outcome: Outcome, effort: Effort) -> None:
-    rows = effort.of(100_000, 100_000, 200)
+    rows = effort.of(100_000, 20_000, 200)
     chart = f"{rows:,} rows of 8 attributes"
     with effort.workspace() as folder:
         wrong = measure(record, folder=folder, trials=rows, samples=1, chunks=0)

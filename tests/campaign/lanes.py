@@ -180,7 +180,7 @@ class Child:
     @property
     def errors(self) -> str:
         """The end of what it said on standard error."""
-        return self._errors.read_text(errors="replace")[-2000:] if self._errors.exists() else ""
+        return self._errors.read_text(errors="replace")[-3000:] if self._errors.exists() else ""
 
     def listen(self, seconds: float, until: bytes | None = None) -> bool:
         """Hear what it says, at most so long; return whether a line that begins so has come."""

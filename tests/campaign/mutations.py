@@ -336,7 +336,7 @@ MUTATIONS: Final = (
         "_reading/live.py",
         "            found = [trial for trial in found if trial.seq <= durable]\n",
         "            found = [trial for trial in found if durable >= 0]\n",
-        "test_reading::test_a_reader_never_shows_a_trial_that_is_not_durable",
+        "test_safety::test_readers_are_not_shown_what_is_not_durable",
     ),
     Mutation(
         "the list of classes that a pickle may name",

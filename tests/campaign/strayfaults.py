@@ -340,8 +340,8 @@ ROWS = (
     Row(
         31,
         "The journal is renamed, deleted, replaced or cut under its writer",
-        "Noticed within one commit; what can still be had is written again; what is gone is named; a "
-        "folder that was moved away is waited for.",
+        "Noticed within one commit; what can still be had is written again; what is gone is named; "
+        "a folder that was moved away is waited for.",
         run_journal,
     ),
 )

@@ -55,10 +55,15 @@ class Machine(World):
 
     # --- recording --------------------------------------------------------------------------------
 
-    @initialize(has_child=st.sampled_from([False, False, True]), is_trio=st.booleans())
-    def begin(self, has_child: bool, is_trio: bool) -> None:
-        """Publish in a process or in the recorder, on one of two event loops."""
+    @initialize(
+        has_child=st.sampled_from([False, False, True]),
+        is_trio=st.booleans(),
+        count=st.integers(0, 5),
+    )
+    def begin(self, has_child: bool, is_trio: bool, count: int) -> None:
+        """Publish in a process or in the recorder, on one of two event loops; a few trials."""
         self.has_child, self.backend = has_child, "trio" if is_trio else "asyncio"
+        self.write(count=count, wait="none")
 
     @rule(count=st.integers(1, 6), wait=st.sampled_from(["none", "written", "durable"]))
     def write(self, count: int, wait: str) -> None:
@@ -218,9 +223,18 @@ class Machine(World):
                 self._note_levels(said)
         self._end(kill=True)
 
-    @rule(which=st.integers(0, 1000), place=st.integers(0, 2**24), is_cut=st.booleans())
-    def damage(self, which: int, place: int, is_cut: bool) -> None:
-        """Cut one file of a task, or flip a bit of it; once for each task, its recorder dead."""
+    @rule(which=st.integers(0, 1000), place=st.integers(0, 2**24))
+    def cut(self, which: int, place: int) -> None:
+        """Cut one file of a task, whose recorder is dead, at a byte."""
+        self._damage(which, place, is_cut=True)
+
+    @rule(which=st.integers(0, 1000), place=st.integers(0, 2**24))
+    def flip(self, which: int, place: int) -> None:
+        """Flip one bit of a task, whose recorder is dead."""
+        self._damage(which, place, is_cut=False)
+
+    def _damage(self, which: int, place: int, *, is_cut: bool) -> None:
+        """Once for each task: two damages may fit each other."""
         if self.task is None or self.task.damage != "none":
             return
         if self.task.is_open:

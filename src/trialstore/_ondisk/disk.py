@@ -69,17 +69,14 @@ class Disk:
     reaches_children: bool = True
 
     def make_folder(self, path: Path) -> bool:
-        """Create one folder and make its entry durable; return False if it was there.
-
-        Whoever made a folder that was there may have been killed before its entry was durable, so
-        that is synced too. One whose entry cannot be synced is taken away again: found there later,
-        it would look like one that is safe.
-        """
+        """Create one folder and make its entry durable; return False if it was there."""
         is_new = self.add_folder(path)
         try:
+            # Of one that was there, too: who made it may have been killed before this.
             self.sync_folder(path.parent)
         except OSError as error:
             if is_new:
+                # Found there by the next attempt, it would look like one that is safe.
                 with contextlib.suppress(OSError):
                     self.remove_folder(path)
             elif isinstance(error, PermissionError):

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 _INFINITY: Final = 2**64
 
-#: The smallest trial frame: a header of 56 bytes and a description of 80.
-_TRIAL_FRAME: Final = 136
+#: The smallest trial frame: a header of 56 bytes and a description of 88.
+_TRIAL_FRAME: Final = 144
 #: So many missing trials are believed without a byte that speaks for them: a day at one a second.
 _BELIEVED: Final = 100_000
 

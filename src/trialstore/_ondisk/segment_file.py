@@ -257,30 +257,35 @@ class SegmentFile:
         previous : int
             Number of the last frame of the segments before this one.
         """
-        breaks = {found.after: found for found in self._breaks}
-        found = []
-        holes = list(self.seen.holes())
-        if self.begins_late:
-            # At least the opening is gone; of what was before it, earlier segments may have all.
-            last = self.seen.first - 1
-            holes.insert(0, (min(previous + 1, last), last))
-            start = _Break(HEADER_SIZE, HEADER_SIZE, 0, self.seen.first)
-            breaks[holes[0][0] - 1] = breaks.pop(0, start)
-        name, end = self.path.name, self._tail.offset
-        for first, last in holes:
-            # Where sectors were mixed up, the frame before the hole may stand at the end.
-            place = breaks.pop(first - 1, _Break(end, end, first - 1, 0))
+        found: list[Damage] = []
+        named: set[_Break] = set()
+        for first, last, place in self._holes(previous):
+            named.add(place)
             span = (place.start, place.end)
             if place.start < place.end:
                 found.append(self._damage(first, last, span, "bytes that are no frame"))
             else:
-                found.append(Damage(name, first, last, span, "frames are gone", "missing"))
-        for place in breaks.values():
-            if place.start < place.end:
+                gone = Damage(self.path.name, first, last, span, "frames are gone", "missing")
+                found.append(gone)
+        for place in self._breaks:
+            if place.start < place.end and place not in named:
                 span = (place.start, place.end)
                 found.append(self._damage(place.before, place.before - 1, span, "foreign bytes"))
         found += [damage for damage in self._spoilt.values() if damage is not None]
         return found + self._copies
+
+    def _holes(self, previous: int) -> Iterator[tuple[int, int, _Break]]:
+        """Yield the numbers that are missing, first and last, and where they should be."""
+        places = {found.after: found for found in reversed(self._breaks)}
+        if self.begins_late:
+            # At least the opening is gone; of what was before it, earlier segments may have all.
+            last = self.seen.first - 1
+            start = _Break(HEADER_SIZE, HEADER_SIZE, 0, self.seen.first)
+            yield min(previous + 1, last), last, places.get(0, start)
+        end = self._tail.offset
+        for first, last in self.seen.holes():
+            # Where sectors were mixed up, the frame before the hole may stand at the end.
+            yield first, last, places.get(first - 1, _Break(end, end, first - 1, 0))
 
     def shortfall(self, durable: int) -> Damage | None:
         """What the last poll should have found whole at the end, by the witness, and did not.

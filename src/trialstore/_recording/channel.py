@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -77,6 +78,7 @@ class Channel:
         tally: Tally,
         notify: Callable[[], None],
     ) -> None:
+        _hold_interrupts_back(self._accept, self._accept_chunk)
         self.folder = folder
         self.task = task
         self.journal = journal
@@ -337,3 +339,16 @@ class Channel:
             self._queue.peak,
             self.losses,
         )
+
+
+def _hold_interrupts_back(*functions: Callable[..., object]) -> None:
+    """Let trio's Ctrl-C come after a trial or chunk was taken, not in the middle of that.
+
+    trio raises KeyboardInterrupt between any two steps of an experiment's task. Found by ending
+    recordings with Ctrl-C: a trial that had its number, and was not in the queue yet, was later
+    reported as missing. asyncio cancels the task instead, at an `await`.
+    """
+    trio = sys.modules.get("trio")
+    if trio is not None:
+        for function in functions:
+            trio.lowlevel.enable_ki_protection(function)
