@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # A slow computer is no bug: nothing is timed here.
 hypothesis.settings.register_profile("untimed", deadline=None)
-#: ``--hypothesis-profile=campaign -o faulthandler_timeout=0``: for hours, not for every change.
+# ``--hypothesis-profile=campaign``: for hours, not for every change.
 hypothesis.settings.register_profile("campaign", deadline=None, max_examples=10_000)
 hypothesis.settings.load_profile("untimed")
 

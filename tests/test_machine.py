@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
+import gc
 import sys
 from typing import TYPE_CHECKING
 
@@ -24,12 +26,13 @@ pytestmark = [
 def test_the_state_machine(tmp_path: Path) -> None:
     """I1 to I6 hold after every step of any sequence of recording, faults and reading.
 
-    Many more of them: ``pytest tests/test_machine.py --hypothesis-profile=campaign -o
-    faulthandler_timeout=0``.
+    Many more of them: ``pytest tests/test_machine.py --hypothesis-profile=campaign``.
     """
     from tests.machine.driver import Nursery
     from tests.machine.machine import machine_for
 
+    # It has a patience of its own, for each answer of a recorder.
+    faulthandler.cancel_dump_traceback_later()
     profile = hypothesis.settings.default
     assert profile is not None
     outcome = Outcome("faults")
@@ -43,4 +46,5 @@ def test_the_state_machine(tmp_path: Path) -> None:
                 suppress_health_check=list(hypothesis.HealthCheck),
             ),
         )
+    gc.collect()  # readers close their files when they go, and Hypothesis keeps some
     assert outcome.tried

@@ -425,15 +425,14 @@ def test_a_segment_that_was_just_created_is_no_damage(folder: Path) -> None:
 
 
 def variants(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield every single-bit flip of `data`: where the byte is, and what it becomes."""
+    """Yield a single-bit flip of each byte of `data`: where it is, and what it becomes."""
     for offset, byte in enumerate(data):
-        for bit in range(8):
-            yield offset, bytes([byte ^ 1 << bit])
+        yield offset, bytes([byte ^ 1 << offset % 8])
 
 
 @pytest.mark.slow
-def test_every_bit_flipped(folder: Path, unguarded: None) -> None:
-    """Any bit of segment or witness: no wrong data, at most one trial hurt, and that one named."""
+def test_a_bit_of_every_byte_flipped(folder: Path, unguarded: None) -> None:
+    """Anywhere in segment or witness: no wrong data, at most one trial hurt, and that one named."""
     recording = six_trials(folder)
     recording.end()
     recording.commit()

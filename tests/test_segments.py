@@ -16,7 +16,7 @@ from trialstore._ondisk import journal, layout, witness
 from trialstore._ondisk.disk import Disk
 from trialstore._ondisk.entries import Opening, PoisonNote, decode
 from trialstore._ondisk.replay import Replay
-from trialstore._ondisk.segment_file import SegmentFile, Whole
+from trialstore._ondisk.segment_file import SegmentFile
 from trialstore._ondisk.segments import RESERVE_BYTES, JournalWriter, TakenOver
 
 if TYPE_CHECKING:
@@ -130,9 +130,9 @@ def record(recording: Recording, trials: int = 4) -> None:
 def records_of(path: Path) -> list[Record]:
     """Return what the frames of a segment say."""
     file = SegmentFile(path)
-    wholes = [event for event in file.poll() if isinstance(event, Whole)]
+    found = [decode(whole.frame.type, whole.meta) for whole in file.poll()]
     file.close()
-    return [decode(whole.frame.type, whole.meta) for whole in wholes]
+    return [record for record in found if record is not None]
 
 
 def names_in(folder: Path) -> list[str]:

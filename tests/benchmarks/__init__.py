@@ -6,8 +6,10 @@ process.py      one measurement in a fresh process, pinned, on a healthy or a sl
 measure.py      that process
 content.py      the model: what every trial holds, and how it is held against what was read back
 peers/          one module for each way to store trials, behind one small protocol
-rows_loop.py    lateness, cost of a call, start, the publisher's share
-rows_write.py   sustained capture, rows only, a burst, the end of a task, memory
+rows_loop.py    lateness, and the publisher's share in it
+rows_calls.py   cost of a call, start
+rows_write.py   sustained capture, rows only, a burst
+rows_ends.py    the end of a task, memory
 rows_read.py    reading back
 table.py        the rows in order
 report.py       the page, its history and its plots

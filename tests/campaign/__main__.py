@@ -6,6 +6,7 @@ Exit code 0 if every row that can run here is clean, 1 if a promise was broken.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import platform
@@ -18,7 +19,6 @@ from typing import Any
 import h5py
 import numpy as np
 
-import trialstore
 from tests.campaign.frame import CannotRun, Effort, Row
 from tests.campaign.report import render
 from tests.campaign.table import ROWS
@@ -66,7 +66,7 @@ def machine() -> dict[str, Any]:
         "numpy": np.__version__,
         "h5py": h5py.__version__,
         "hdf5": h5py.version.hdf5_version,
-        "trialstore": trialstore.__version__,
+        "trialstore": importlib.metadata.version("trialstore"),
     }
 
 

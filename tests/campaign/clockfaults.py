@@ -6,6 +6,7 @@ stands still.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import subprocess
@@ -19,7 +20,8 @@ import anyio
 from tests.campaign.content import SUBJECT, TASK, reader_of, verify
 from tests.campaign.frame import Outcome, Row
 from tests.campaign.recorder import heard
-from tests.campaign.sick import Session, Settings, judge, side_by_side
+from tests.campaign.sessions import Session, judge, side_by_side
+from tests.campaign.story import Settings
 from tests.shims import JumpingClock, set_clock
 from trialstore import Storage, StorageReader
 
@@ -129,7 +131,7 @@ def _check_clock(root: Path, outcome: Outcome, where: str) -> None:
 
 
 def _falls(values: list[int]) -> int:
-    return sum(after < before for before, after in zip(values, values[1:], strict=False))
+    return sum(after < before for before, after in itertools.pairwise(values))
 
 
 def _try_same_second(effort: Effort, dice: random.Random, outcome: Outcome) -> None:
@@ -184,8 +186,8 @@ ROWS = (
     Row(
         36,
         "The clock jumps: by years, an hour, a second; stands still; 1970",
-        "The order of trials is that of their numbers, whatever the clock said; what is overwritten "
-        "or repeated within one second keeps a name of its own.",
+        "The order of trials is that of their numbers, whatever the clock said; what is "
+        "overwritten or repeated within one second keeps a name of its own.",
         run,
     ),
 )

@@ -191,8 +191,8 @@ def row_13(effort: Effort) -> Outcome:
         for bench in all_benches:
             for name in bench.known.segments:
                 own = bench.known.files[name]
-                tails = [dice.randbytes(n) for n in range(1, effort.of(40, 1200))]
-                tails += [bytes(n) for n in range(1, effort.of(40, 1200))]
+                tails = [dice.randbytes(n) for n in range(1, effort.of(20, 1200))]
+                tails += [bytes(n) for n in range(1, effort.of(20, 1200))]
                 tails += [b"\xf1TrF" * n for n in range(1, effort.of(10, 300))]
                 tails += [alien, alien[64:], *(alien[64:][:n] for n in range(0, len(alien), 16))]
                 tails += [own, own[64:], *strangers, *(stranger[64:] for stranger in strangers)]

@@ -14,15 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from tests.campaign.frame import Outcome, Row
-from tests.campaign.sick import (
-    Session,
-    Settings,
-    Told,
-    judge,
-    quiet,
-    record_here,
-    side_by_side,
-)
+from tests.campaign.sessions import Session, judge, quiet, record_here, side_by_side
+from tests.campaign.story import Settings, Told
 from tests.shims import Action, Call, Faults
 from trialstore.testing import FailingDisk, use
 

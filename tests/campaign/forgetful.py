@@ -118,10 +118,10 @@ def simulate_without_file_sync(lane: Lane) -> Outcome:
 Tries = Callable[[Lane], Outcome]
 
 
-def _must_find(effort: Effort, count: int, *mutants: tuple[str, Tries]) -> Outcome:
+def _must_find(effort: Effort, mutants: dict[str, tuple[Tries, int]]) -> Outcome:
     """Run what must lose data; the breach is a check that finds nothing."""
     outcome = Outcome("power cuts")
-    for name, function in mutants:
+    for name, (function, count) in mutants.items():
         lost = in_lanes(function, effort, count)
         found = lost.silent + lost.wrong + lost.broken + lost.named
         outcome.tried += lost.tried
@@ -132,21 +132,25 @@ def _must_find(effort: Effort, count: int, *mutants: tuple[str, Tries]) -> Outco
 
 
 def _row_7(effort: Effort) -> Outcome:
+    few, many = effort.of(10, 100), effort.of(100, 2000)
     return _must_find(
         effort,
-        effort.of(10, 100),
-        ("ext4", cut_power_without_folder_sync),
-        ("simulated", simulate_without_folder_sync),
+        {
+            "ext4": (cut_power_without_folder_sync, few),
+            "simulated": (simulate_without_folder_sync, many),
+        },
     )
 
 
 def _row_8(effort: Effort) -> Outcome:
+    few, many = effort.of(10, 100), effort.of(100, 2000)
     return _must_find(
         effort,
-        effort.of(10, 100),
-        ("ext4, no file synced", cut_power_without_file_sync),
-        ("ext4, published files not synced", cut_power_without_published_sync),
-        ("simulated", simulate_without_file_sync),
+        {
+            "ext4, no file synced": (cut_power_without_file_sync, few),
+            "ext4, published files not synced": (cut_power_without_published_sync, few),
+            "simulated": (simulate_without_file_sync, many),
+        },
     )
 
 

@@ -319,7 +319,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "the checksum of published samples",
-        "_reading/source.py",
+        "_reading/published.py",
         "            fits = found == stored.blocks[first : first + len(found)]\n",
         "            fits = len(found) <= len(stored.blocks)\n",
         "test_reading::test_a_flipped_byte_of_an_array_is_told",

@@ -260,7 +260,7 @@ ROWS: Final = (
         "power cut on a real ext4 (also noauto_da_alloc, data=writeback), with a drive's cache "
         "lost in part",
         "every durable trial and pickle is there, before and after publication; recording goes on",
-        lambda effort: in_lanes(cut_power, effort, effort.of(10, 600)),
+        lambda effort: in_lanes(cut_power, effort, effort.of(10, 1500)),
     ),
     Row(
         33,

@@ -62,6 +62,8 @@ def _publish_between(root: Path) -> None:
         publisher.close()
 
 
+#: For each point of the first recovery, so many of the second, by chance.
+_SECOND_KILLS: Final = 3
 #: Ways to recover, each of which may be killed and be followed by another.
 _WAYS: Final = {"publish": _publish, "resume": _resume}
 
@@ -113,6 +115,7 @@ def kill_while_recovering(lane: Lane) -> Outcome:
             for ground in grounds
             for way, calls in ground.calls.items()
             for point in points(calls)
+            for _ in range(_SECOND_KILLS if lane.is_full else 1)
         ]
         for attempt, (ground, way, point) in enumerate(share(tries, lane)):
             dice = lane.random(attempt)

@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from tests.campaign.frame import Outcome, Row
 from tests.campaign.mounts import break_ext4, ext4, remount, repair_ext4, require_root, tmpfs
-from tests.campaign.sick import (
-    BEFORE_CREATING,
-    Session,
-    Settings,
-    check,
-    judge,
-    side_by_side,
-)
+from tests.campaign.sessions import Session, check, judge, side_by_side
+from tests.campaign.story import BEFORE_CREATING, Settings
 from tests.shims import Call, Faults
 
 if TYPE_CHECKING:
@@ -54,6 +48,7 @@ def _try_shim(effort: Effort, stop: int, fallback: bool, outcome: Outcome) -> No
             root=str(folder / "data"),
             fallback=str(folder / "second") if fallback else "",
             stops=(stop,),
+            close_timeout=_IMPATIENCE if fallback else 20.0,
         )
         session = Session(settings, faults.environment)
         with session.reported(outcome, where):

@@ -14,15 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from tests.campaign.frame import CannotRun, Outcome, Row
-from tests.campaign.sick import (
-    BEFORE_CREATING,
-    Session,
-    Settings,
-    Told,
-    check,
-    judge,
-    side_by_side,
-)
+from tests.campaign.sessions import Session, check, judge, optional, side_by_side
+from tests.campaign.story import BEFORE_CREATING, Settings, Told
 from tests.shims import Action, Call, Faults, slow_disk
 
 if TYPE_CHECKING:
@@ -134,8 +127,9 @@ def run_hung(effort: Effort) -> Outcome:
     tries: list[Callable[[Outcome], None]] = [partial(_try_hung, effort, *each) for each in told]
     tries.append(partial(_try_hung_from_the_start, effort))
     side_by_side(tries, outcome)
-    for stop in range(1, 12, 4) if effort.is_full else (6,):
-        _try_fuse(effort, stop, outcome)
+    with optional(outcome, "a FUSE file system"):
+        for stop in range(1, 12, 4) if effort.is_full else (6,):
+            _try_fuse(effort, stop, outcome)
     return outcome
 
 
@@ -180,14 +174,27 @@ def _settings(root: Path, fallback: Path | None, stop: int) -> Settings:
     )
 
 
-def _let_hang(session: Session, settings: Settings, outcome: Outcome, where: str) -> None:
-    """The disk hangs now: hear what the experiment says, and wait for the end of its process."""
+def _let_hang(
+    session: Session,
+    settings: Settings,
+    outcome: Outcome,
+    where: str,
+    *,
+    heal: Callable[[], object] | None = None,
+) -> None:
+    """The disk hangs now: hear what the experiment says, and wait for the end of its process.
+
+    With `heal`, the disk answers when the experiment has come to its end.
+    """
     began = time.monotonic()
     session.go()
     event = session.hear("trouble", "refused", "not published")
     took = time.monotonic() - began
     while BEFORE_CREATING in settings.stops and session.hear("stopped"):
         session.go()
+    if heal is not None:
+        session.hear("closed")
+        heal()
     told = session.end()
     outcome.tried += 1
     slowest = float(outcome.figures.get("slowest report, s", 0))
@@ -203,7 +210,11 @@ def _let_hang(session: Session, settings: Settings, outcome: Outcome, where: str
 
 
 def _try_fuse(effort: Effort, stop: int, outcome: Outcome) -> None:
-    """A real file system whose calls hang in the kernel."""
+    """A real file system whose calls hang in the kernel.
+
+    A thread that waits there for an answer cannot even be killed, and its process with it: so the
+    disk answers when the experiment is over, and only then need the process end.
+    """
     where = f"FUSE hangs before trial {stop}"
     with effort.workspace() as folder, _hung_fuse(folder) as (disk, gate):
         settings = _settings(disk / "data", None, stop)
@@ -211,8 +222,7 @@ def _try_fuse(effort: Effort, stop: int, outcome: Outcome) -> None:
         with session.reported(outcome, where):
             session.hear("stopped")
             gate.touch()
-            _let_hang(session, settings, outcome, where)
-            gate.unlink()
+            _let_hang(session, settings, outcome, where, heal=gate.unlink)
             outcome.count("FUSE file systems that hung")
             check(session.told, settings, outcome, where, whole=False)
 
@@ -221,7 +231,7 @@ def _try_fuse(effort: Effort, stop: int, outcome: Outcome) -> None:
 def _hung_fuse(folder: Path) -> Iterator[tuple[Path, Path]]:
     """Mount it; give its folder, and the file whose being there makes it hang."""
     if importlib.util.find_spec("mfusepy") is None or shutil.which("fusermount3") is None:
-        raise CannotRun("the shim's part is clean; a FUSE disk needs mfusepy and fuse3")
+        raise CannotRun("it needs mfusepy and fuse3")
     behind, disk, gate = folder / "behind", folder / "disk", folder / "gate"
     behind.mkdir()
     disk.mkdir()
@@ -236,6 +246,7 @@ def _hung_fuse(folder: Path) -> Iterator[tuple[Path, Path]]:
             time.sleep(0.02)
         yield disk, gate
     finally:
+        # First of all: until the disk answers, nobody who waits for it can be ended.
         gate.unlink(missing_ok=True)
         subprocess.run(["fusermount3", "-uz", str(disk)], check=False, capture_output=True)
         server.terminate()
@@ -253,7 +264,8 @@ ROWS = (
         26,
         "Hung disk (a call never returns)",
         "on_trouble is told after five seconds; the loop lives; closing ends at close_timeout and "
-        "names what is not durable; the process ends by itself.",
+        "names what is not durable; the process ends by itself (where the kernel keeps a thread "
+        "that waits for the disk, as soon as it lets go).",
         run_hung,
     ),
 )

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tests.campaign.content import SUBJECT, TASK
 from tests.campaign.frame import CannotRun, Outcome, Row
-from tests.campaign.sick import Settings, Told, judge, quiet, record_here
+from tests.campaign.sessions import judge, quiet, record_here
+from tests.campaign.story import Settings, Told
 from trialstore._ondisk import layout
 from trialstore.testing import WatchedDisk, use
 
@@ -315,7 +316,10 @@ def _try_accident(
     def hear(event: dict[str, Any]) -> None:
         told.hear(event)
         if "trouble" in event and accident is _rename_folder:
-            _bring_folder_back(journal)
+            # Not on the event loop, which is where this is heard.
+            helper = threading.Thread(target=_bring_folder_back, args=(journal,))
+            helper.start()
+            helper.join()
 
     with quiet():
         record_here(settings, hear, pause)

@@ -8,16 +8,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tests.campaign import (
+    clockfaults,
+    diskfaults,
     endings,
     forgetful,
+    fullfaults,
     interruptions,
     kills,
+    limitfaults,
     model,
     mutations,
     powercuts,
     processes,
     recoveries,
+    rofaults,
     scarcity,
+    slowfaults,
+    strayfaults,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +43,13 @@ ROWS: Final[tuple[Row, ...]] = tuple(
             *scarcity.ROWS,
             *processes.ROWS,
             *endings.ROWS,
+            *clockfaults.ROWS,
+            *diskfaults.ROWS,
+            *fullfaults.ROWS,
+            *limitfaults.ROWS,
+            *rofaults.ROWS,
+            *slowfaults.ROWS,
+            *strayfaults.ROWS,
         ),
         key=lambda row: row.number,
     )

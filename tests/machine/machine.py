@@ -253,6 +253,7 @@ class Machine(World):
             del data[bit // 8 :]
         else:
             data[bit // 8] ^= 1 << bit % 8
+        self.reader = None  # it may have the file open as it was
         path.unlink()  # a published file may be linked from the base: damage one of them
         path.write_bytes(data)
         note(f"damaged {path.relative_to(self.world)} at bit {bit}, cut: {is_cut}")
@@ -372,6 +373,7 @@ class Machine(World):
             if self.task is not None:
                 self.outcome.named += len(self.task.named)
         finally:
+            self.reader = None
             if self.recorder is not None:
                 self._end(kill=True)
             shutil.rmtree(self.base, ignore_errors=True)

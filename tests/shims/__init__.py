@@ -61,7 +61,7 @@ class Action(enum.IntEnum):
 
 
 class _Rule(ctypes.Structure):
-    _fields_ = (
+    _fields_ = (  # type: ignore[mutable-override] # as ctypes has it
         ("is_on", ctypes.c_uint32),
         ("calls", ctypes.c_uint32),
         ("action", ctypes.c_uint32),
@@ -80,7 +80,7 @@ class _Rule(ctypes.Structure):
 
 
 class _Control(ctypes.Structure):
-    _fields_ = (
+    _fields_ = (  # type: ignore[mutable-override] # as ctypes has it
         ("attached", ctypes.c_uint64),
         ("synced_again", ctypes.c_uint64),
         ("remembered", ctypes.c_uint64),
@@ -298,10 +298,12 @@ def built(name: str) -> Path:
         if compiler is None:
             raise CannotRun("no C compiler")
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        building = library.with_suffix(f".{os.getpid()}")
-        command = [compiler, "-shared", "-fPIC", "-O2", "-o", str(building), str(source), "-ldl"]
-        ran = subprocess.run(command, capture_output=True, text=True, check=False)
-        if ran.returncode:
-            raise CannotRun(f"the shim {name!r} cannot be built: {ran.stderr.strip()[-300:]}")
-        building.replace(library)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            building = Path(folder, library.name)
+            options = ["-shared", "-fPIC", "-O2", "-o", str(building)]
+            command = [compiler, *options, str(source), "-ldl"]
+            ran = subprocess.run(command, capture_output=True, text=True, check=False)
+            if ran.returncode:
+                raise CannotRun(f"the shim {name!r} cannot be built: {ran.stderr.strip()[-300:]}")
+            building.replace(library)
     return library

@@ -104,7 +104,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Spoilt:
-    """The frame before is not whole, and none follows it: it may reach over what is behind it."""
+    """The frame before is not whole, and the next does not follow: it may reach too far."""
 
     frame: Frame
 
@@ -214,7 +214,6 @@ def scan(
     salt: int,
     start: int = HEADER_SIZE,
     accepts: Callable[[Frame], bool] = lambda _: True,
-    distrusts: Callable[[Frame], bool] = lambda _: False,
     *,
     is_growing: bool = False,
 ) -> Iterator[Frame | Spoilt | Gap | Tail]:
@@ -237,9 +236,6 @@ def scan(
     accepts : callable, optional
         Whether a whole header is that of a frame of this segment, asked when all frames before it
         have been yielded. Bytes that it refuses are no frame.
-    distrusts : callable, optional
-        Whether a frame that was just yielded was found damaged, so that its length may lead over
-        frames behind it.
     is_growing : bool, optional
         A frame at the end whose rest is not there yet is being written: nothing is looked for in
         it.
@@ -250,23 +246,20 @@ def scan(
     may_check = size
     while True:
         frame = _frame_at(read, offset, salt, accepts) if offset < size else None
-        if frame is not None and frame.end <= size:
-            yield frame
-            offset, latest = frame.end, frame
-            if distrusts(frame) and frame.payload_length <= may_check:
-                may_check -= frame.payload_length
-                inside = _next_frame(read, size, salt, frame.offset, accepts, frame.end)
-                if inside is not None:
-                    offset, latest = inside, None
-            continue
+        whole = frame if frame is not None and frame.end <= size else None
+        follows = whole is not None and (latest is None or whole.seq == latest.seq + 1)
         begin = offset
-        if latest is not None and offset < size and latest.payload_length <= may_check:
+        if latest is not None and not follows and offset < size:
+            # Where bytes were lost, a frame's length leads over the frames behind it.
             may_check -= latest.payload_length
-            if not payload_is_whole(read, latest):
-                # Where bytes were lost, a frame's length leads over the frames behind it.
+            if may_check >= 0 and not payload_is_whole(read, latest):
                 yield Spoilt(latest)
                 begin = latest.offset
-        if frame is None or not is_growing:
+        if whole is not None and begin == offset:
+            yield whole
+            offset, latest = whole.end, whole
+            continue
+        if frame is whole or not is_growing:
             found = _next_frame(read, size, salt, begin, accepts)
             if found is not None:
                 yield Gap(min(offset, found), found)
@@ -287,13 +280,11 @@ def _next_frame(
     salt: int,
     offset: int,
     accepts: Callable[[Frame], bool],
-    limit: int | None = None,
 ) -> int | None:
     """Offset of the next whole frame behind damage, in steps of the alignment."""
     offset += ALIGNMENT
-    limit = size if limit is None else limit
-    while offset + FRAME_SIZE <= limit:
-        block = read(offset, min(_SEARCH_BYTES, limit - offset))
+    while offset + FRAME_SIZE <= size:
+        block = read(offset, min(_SEARCH_BYTES, size - offset))
         if len(block) < FRAME_SIZE:
             return None
         at = block.find(FRAME_MAGIC)

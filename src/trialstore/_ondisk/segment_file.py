@@ -158,7 +158,6 @@ class SegmentFile:
         events = journal.scan(
             *(self.read, size, self._salt, self._offset),
             accepts=self._is_news,
-            distrusts=lambda frame: frame.seq in self._spoilt,
             is_growing=is_growing,
         )
         for event in events:

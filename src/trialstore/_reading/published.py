@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
-from trialstore._errors import DamagedData, FormatError, StorageError
+from trialstore._errors import DamagedData, StorageError
 from trialstore._ondisk import chunks, layout
 from trialstore._ondisk.manifest import read_described
 from trialstore._ondisk.table import check_columns, parse_timing
@@ -228,12 +228,12 @@ class PublishedSource:
             selection = chunks.along(axis, first, last - first)
         try:
             array = file.read(str(stored.trial), selection=selection)
-        except FormatError as error:
+        except DamagedData as error:
+            raise DamagedData(str(error), path, (stored.trial,)) from error
+        except StorageError as error:  # not understood, or of other axes than were published
             raise DamagedData(
                 f"array {name!r} of trial {stored.trial}: {error}", path, (stored.trial,)
             ) from error
-        except DamagedData as error:
-            raise DamagedData(str(error), path, (stored.trial,)) from error
         if verify:
             self._verify(array, stored, (first, last), path)
         if window is None or not stored.shape:

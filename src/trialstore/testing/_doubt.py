@@ -112,16 +112,15 @@ class File:
         """What it holds after a power cut with this outcome."""
         effect, at = fate
         whole = self._written(self.loose)
-        match effect:
-            case Effect.KEPT:
-                return whole
-            case Effect.DROPPED:
-                return self._safe()
-            case Effect.STALE:
-                numbers = itertools.count()
-                return self._written(
-                    loose for loose in self.loose if loose.is_safe or next(numbers) < at
-                )
+        if effect is Effect.KEPT:
+            return whole
+        if effect is Effect.DROPPED:
+            return self._safe()
+        if effect is Effect.STALE:
+            numbers = itertools.count()
+            return self._written(
+                loose for loose in self.loose if loose.is_safe or next(numbers) < at
+            )
         safe = self._safe()
         if effect is Effect.TORN:
             image = bytearray(safe.ljust(min(at, len(whole)), b"\0"))

@@ -296,7 +296,7 @@ class FailingDisk(WatchedDisk):
         list of pathlib.Path
             The files that have lost bytes, sorted.
         """
-        changed = []
+        changed: list[Path] = []
         for path in sorted(folder.rglob("*")):
             status = path.lstat()
             with self._pages:

@@ -150,7 +150,7 @@ class Ledger:
         if len(content) < len(known):  # cut short past us: nothing of it is known to be safe
             number = self.note_file(identity)
             known = self._contents[number]
-        if content != known:
+        if content != bytes(known):
             pairs = enumerate(zip(content, known, strict=False))
             first = next((at for at, (new, old) in pairs if new != old), len(known))
             self.note_write(number, first, content[first:], path.name)

@@ -50,7 +50,7 @@ class Cut:
             case Renamed() as step:
                 pending = (*pending, step)
                 if step.made is not None:
-                    folders = {**folders, step.made: {}}
+                    folders = {**folders, step.made: dict[str, int]()}
                 for edit in step.edits:
                     if edit.node is not None and edit.node not in folders:
                         files.setdefault(edit.node, File())
