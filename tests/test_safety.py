@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import open_task, reader_of
-from trialstore import DamagedData, PublishFailed, QueueFull, Storage, TaskReader
+from trialstore import DamagedData, PublishFailed, QueueFull, Storage, StorageError, TaskReader
 from trialstore._ondisk import layout, manifest, recovery
 from trialstore._ondisk.disk import Disk, open_reading, use
 from trialstore._publishing.service import publish_once
@@ -141,6 +141,26 @@ async def test_a_table_that_changes_while_recording_is_not_published(tmp_path: P
         with pytest.raises(DamagedData):
             _ = reader.trials
         assert reader.array("emg", trial=1).tolist() == np.full((2, 50), 1.0).tolist()
+
+    await anyio.to_thread.run_sync(look)
+
+
+async def test_a_resumption_that_failed_can_be_tried_again(tmp_path: Path) -> None:
+    """When the disk refuses in the middle of resuming, the task is let go of."""
+    disk = FailingDisk()
+    with use(disk):
+        async with Storage(tmp_path / "data", keep_journal=True) as storage:
+            storage.subject_id = "p0"
+            async with storage.create_task("reach") as task:
+                await task.write({"n": 0})
+            disk.fail("link")
+            with pytest.raises(StorageError, match="cannot be opened"):
+                await storage.resume_task("reach")
+            async with storage.resume_task("reach") as task:
+                await task.write({"n": 1})
+
+    def look() -> None:
+        assert reader_of(tmp_path / "data").trials["n"].tolist() == [0, 1]
 
     await anyio.to_thread.run_sync(look)
 

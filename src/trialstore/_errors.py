@@ -114,7 +114,7 @@ def printable(text: str) -> str:
 
     Examples
     --------
-    >>> printable("[31mred")
+    >>> printable("\x1b[31mred")
     '\x1b[31mred'
     """
     if text.isprintable():

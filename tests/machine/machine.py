@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule
 
@@ -239,6 +239,8 @@ class Machine(World):
             return
         if self.task.is_open:
             self._end(kill=True, publisher_too=True)
+        if self.task.is_exposed:
+            return
         files = [path for path in self.folder.rglob("*") if path.is_file() and path.stat().st_size]
         files = sorted(path for path in files if not path.name.startswith("."))
         if not files:
@@ -256,7 +258,7 @@ class Machine(World):
         self.reader = None  # it may have the file open as it was
         path.unlink()  # a published file may be linked from the base: damage one of them
         path.write_bytes(data)
-        note(f"damaged {path.relative_to(self.world)} at bit {bit}, cut: {is_cut}")
+        self.tell(f"{path.relative_to(self.world)} {'cut' if is_cut else 'flipped'} at bit {bit}")
         self.task.damage = "journal" if in_journal else "other"
         self.outcome.tried += 1
         self.outcome.count("files cut" if is_cut else "bits flipped")
@@ -363,17 +365,26 @@ class Machine(World):
 
     def teardown(self) -> None:
         """Let everything end by itself, look at it a last time, take it away."""
+        failure = sys.exception()
         try:
-            self._end(kill=False)
-            if self.task is not None:
-                self.everything_is_as_the_list_says()
-            for relative, task in self.done.items():
-                task.check(TaskReader(self.world / relative))
-                self.outcome.named += len(task.named)
-            if self.task is not None:
-                self.outcome.named += len(self.task.named)
+            if failure is None:
+                self._look_a_last_time()
+        except Breach as breach:
+            failure = breach
+            raise
         finally:
+            if isinstance(failure, Breach):
+                failure.add_note("; ".join(self.story))
             self.reader = None
             if self.recorder is not None:
                 self._end(kill=True)
             shutil.rmtree(self.base, ignore_errors=True)
+
+    def _look_a_last_time(self) -> None:
+        self._end(kill=False)
+        if self.task is not None:
+            self.everything_is_as_the_list_says()
+            self.outcome.named += len(self.task.named)
+        for relative, task in self.done.items():
+            task.check(TaskReader(self.world / relative))
+            self.outcome.named += len(task.named)

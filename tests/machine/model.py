@@ -56,6 +56,9 @@ class Task:
         Which kind of file we have damaged; one damage for each task.
     is_open : bool
         A recorder has it.
+    is_exposed : bool
+        A power cut or a fault of the disk may have cost the witness, which is never synced, and no
+        later session has said how far it got: a damage now would be the second one.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Task:
     pickles: dict[str, set[int | None]] = field(default_factory=dict)
     damage: str = "none"
     is_open: bool = False
+    is_exposed: bool = False
     named: set[int] = field(default_factory=set)
 
     def settle(self, count: int) -> None:
@@ -76,6 +80,7 @@ class Task:
         del self.serials[count:]
         self.floor = count
         self.streamed = None
+        self.is_exposed = False
 
     # --- comparison -------------------------------------------------------------------------------
 

@@ -51,6 +51,13 @@ class World(RuleBasedStateMachine):
         self.after: Path | None = None
         self.has_child = False
         self.backend = "asyncio"
+        #: What was done and said, for whoever has to repeat it.
+        self.story: list[str] = []
+
+    def tell(self, what: str) -> None:
+        """Remember what has happened, and show it with a failing example."""
+        self.story.append(what)
+        note(what)
 
     # --- the recorder -----------------------------------------------------------------------------
 
@@ -80,9 +87,10 @@ class World(RuleBasedStateMachine):
         except Died:
             if not self.may_die:
                 raise Breach("broken", f"the recorder died of {do}({told})") from None
+            self.tell(f"{do} {told}: died")
             self._end(kill=True)
             return None
-        note(f"{do} {told}: {said}")
+        self.tell(f"{do} {told}: {said}")
         self._note_levels(said)
         return said
 
@@ -100,15 +108,19 @@ class World(RuleBasedStateMachine):
                 serial = self._hand_over()
                 recorder.send("write", serial=serial, wait="none")
         recorder.end(kill=kill, publisher_too=publisher_too)
+        self.tell(f"end: {'killed' if kill else 'by itself'}, in a burst of {burst}")
         if kill:
             self.outcome.tried += 1
             self.outcome.count("recorders killed")
-        if self.after is not None and self.after.is_dir():
+        was_cut = self.after is not None and self.after.is_dir()
+        if self.after is not None and was_cut:
             self.outcome.count("power cuts")
+            self.tell("the power was cut")
             self.world, self.reader = self.after, None
         if self.task is not None:
             if self.task.is_open and not kill:
                 self.task.floor = len(self.task.serials)
+            self.task.is_exposed |= self.lags or was_cut
             self.task.is_open = False
             self.outcome.acknowledged += self.task.floor
 

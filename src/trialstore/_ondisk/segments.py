@@ -81,6 +81,11 @@ class JournalWriter:
         self.poisoned: list[str] = []
 
     @property
+    def session(self) -> str:
+        """The recording session's uuid, hexadecimal."""
+        return self._opening.session
+
+    @property
     def durable_seq(self) -> int:
         """Number of the last durable frame of the task."""
         return self._durable_seq

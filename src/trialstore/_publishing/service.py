@@ -47,6 +47,7 @@ class _Again:
     at: float
     delay: float
     finish: bool
+    request: int | None = None
 
 
 class Service:
@@ -187,7 +188,9 @@ class Service:
                     self._forget(folder)
                     return
                 if time.monotonic() > end:
-                    return  # our recorder has not let go of it yet; the end of the pipe comes
+                    # Our recorder has not let go of it yet, or another publisher is just at work.
+                    self._put_off(folder, finish=True, request=request)
+                    return
                 time.sleep(0.05)
                 continue
             except FileNotFoundError:
@@ -210,25 +213,25 @@ class Service:
         self._drop(folder)
         self._put_off(folder, finish=finish)
 
-    def _put_off(self, folder: Path, *, finish: bool) -> None:
+    def _put_off(self, folder: Path, *, finish: bool, request: int | None = None) -> None:
         before = self._again.get(folder)
         delay = _AGAIN[0] if before is None else min(before.delay * 2, _AGAIN[1])
         finish = finish or (before is not None and before.finish)
-        self._again[folder] = _Again(time.monotonic() + delay, delay, finish)
+        self._again[folder] = _Again(time.monotonic() + delay, delay, finish, request)
 
     def _try_again(self, now: float) -> None:
         for folder, again in list(self._again.items()):
-            if again.at > now or folder in self._tasks:
+            if again.at > now or (folder in self._tasks and not again.finish):
                 continue
             try:
                 self._publisher(folder)
             except FileNotFoundError:
                 self._forget(folder)
             except (StorageError, OSError):
-                self._put_off(folder, finish=again.finish)
+                self._put_off(folder, finish=again.finish, request=again.request)
             else:
                 if again.finish:
-                    self._finish(folder, None, patience=0.5)
+                    self._finish(folder, again.request, patience=0.5)
 
     def _drop(self, folder: Path) -> None:
         publisher = self._tasks.pop(folder, None)
@@ -249,6 +252,7 @@ def _publisher(folder: Path, message: dict[str, Any]) -> TaskPublisher:
         folder,
         fallbacks=[Path(str(path)) for path in told],
         keep_journal=message.get("keep_journal") is True,
+        session=message.get("session"),
     )
 
 

@@ -83,6 +83,8 @@ class TaskPublisher:
         Folders of ours alone where further segments may lie; emptied in the end.
     keep_journal : bool
         Leave the journal in place.
+    session : str or None
+        The session of the recorder that is served, hexadecimal; None publishes whatever there is.
 
     Raises
     ------
@@ -91,11 +93,17 @@ class TaskPublisher:
     """
 
     def __init__(
-        self, folder: Path, *, fallbacks: Sequence[Path] = (), keep_journal: bool = False
+        self,
+        folder: Path,
+        *,
+        fallbacks: Sequence[Path] = (),
+        keep_journal: bool = False,
+        session: str | None = None,
     ) -> None:
         self.folder = folder
         self.keep_journal = keep_journal
         self._journal = folder / layout.JOURNAL
+        self._session = session
         self._fallbacks = tuple(fallbacks)
         self._disk = current()
         self._token = _PUBLISHER + uuid.uuid4().hex[:12]
@@ -282,7 +290,8 @@ class TaskPublisher:
         TaskLocked
             If a recorder has the task (again).
         FileNotFoundError
-            If the journal was published by another, and perhaps a new one stands in its place.
+            If the journal was published by another, and perhaps a new one stands in its place, or
+            another recorder has resumed the task.
         StorageError, OSError
             If it cannot be done; the journal is untouched.
         """
@@ -294,6 +303,10 @@ class TaskPublisher:
                     errno.ENOENT, "the journal was replaced", str(self._journal)
                 )
             self._undecided += self._replay.poll()
+            if self._is_resumed():
+                raise FileNotFoundError(
+                    errno.ENOENT, "another recorder went on with the task", str(self._journal)
+                )
             if not self._is_remainder():
                 self._finish_locked()
             # Everything is published by now. Windows keeps a journal that a reader has open.
@@ -301,6 +314,14 @@ class TaskPublisher:
                 self._remove_journal(lock)
         finally:
             lock.release()
+
+    def _is_resumed(self) -> bool:
+        """Whether a newer recorder has had the task: its own publisher builds and publishes it.
+
+        Two publishers at work on one task take each other's hidden files away.
+        """
+        newest = self._replay.sessions[-1:]
+        return self._session is not None and bool(newest) and newest != [self._session]
 
     def _is_remainder(self) -> bool:
         """Whether all there is was published before: a recorder was killed while it resumed.

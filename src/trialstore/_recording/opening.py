@@ -369,11 +369,15 @@ def _set_published_aside(place: Place, folder: Path, lock: Lock) -> Lock:
         lock.release()
         place.disk.make_folder(journal)
         lock = acquire(journal / layout.LOCK, "recorder")
-    base = journal / layout.BASE
-    place.disk.make_folder(base)
-    for path in layout.published_files(folder):
-        place.disk.link(path, base / path.name)
-    place.disk.sync_folder(base)
+    try:
+        base = journal / layout.BASE
+        place.disk.make_folder(base)
+        for path in layout.published_files(folder):
+            place.disk.link(path, base / path.name)
+        place.disk.sync_folder(base)
+    except BaseException:
+        lock.release()  # the caller knows only the one before
+        raise
     return lock
 
 

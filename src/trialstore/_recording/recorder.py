@@ -291,6 +291,7 @@ class Recorder:
         return {
             "keep_journal": self._keep_journal,
             "fallback": [str(folder) for folder in channel.fallbacks],
+            "session": channel.journal.session,
         }
 
     def _gauges(self) -> tuple[int, int, int | None]:

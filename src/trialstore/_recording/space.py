@@ -65,7 +65,7 @@ class SpaceWatch:
             return None, False
         stage = int(free < _FLOOR)
         for number, alarm in enumerate(_ALARMS, start=1):
-            # A burst says little about the next ten minutes, and much about the next twenty seconds.
+            # A burst says little about ten minutes, and much about twenty seconds.
             if left is not None and left < alarm and self._span >= min(alarm / 20, _WINDOW - 1):
                 stage = number
         if stage == 0:
