@@ -115,7 +115,7 @@ def printable(text: str) -> str:
     Examples
     --------
     >>> printable("\x1b[31mred")
-    '\x1b[31mred'
+    '\\x1b[31mred'
     """
     if text.isprintable():
         return text

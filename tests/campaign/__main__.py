@@ -70,6 +70,15 @@ def machine() -> dict[str, Any]:
     }
 
 
+def rows_of(path: Path, effort: Effort) -> list[dict[str, Any]]:
+    """Return the rows of an earlier run, which must have made the same effort."""
+    results = json.loads(path.read_text())
+    if results["effort"] != ("full" if effort.is_full else "quick"):
+        raise SystemExit(f"{str(path)!r} is of a {results['effort']} campaign")
+    rows: list[dict[str, Any]] = results["rows"]
+    return rows
+
+
 def main() -> int:
     """Run the rows asked for; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__)
@@ -78,6 +87,9 @@ def main() -> int:
     parser.add_argument("--only", type=int, nargs="*", metavar="ROW")
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--report", type=Path, help="write the page here")
+    parser.add_argument(
+        "--merge", type=Path, nargs="*", default=[], help="take rows that are not run from these"
+    )
     told = parser.parse_args()
     effort = Effort(is_full=not told.quick, seed=told.seed)
     results: dict[str, Any] = {
@@ -86,14 +98,17 @@ def main() -> int:
         "machine": machine(),
         "rows": [],
     }
+    earlier = {line["number"]: line for path in told.merge for line in rows_of(path, effort)}
     for row in ROWS:
-        if told.only and row.number not in told.only:
-            continue
-        line = run_row(row, effort)
-        show(line)
-        results["rows"].append(line)
-    if told.json:
-        told.json.write_text(json.dumps(results, indent=2) + "\n")
+        if told.only is not None and row.number not in told.only:
+            line = earlier.get(row.number)
+        else:
+            line = run_row(row, effort)
+            show(line)
+        if line is not None:
+            results["rows"].append(line)
+        if told.json:  # after each row: hours of work are not lost with the last
+            told.json.write_text(json.dumps(results, indent=2) + "\n")
     if told.report:
         told.report.write_text(render(results))
     return int(any(line["verdict"] in {"BROKEN", "failed"} for line in results["rows"]))

@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tests.campaign import (
+    afterwards,
     clockfaults,
+    damage,
     diskfaults,
     endings,
     forgetful,
@@ -25,6 +27,7 @@ from tests.campaign import (
     scarcity,
     slowfaults,
     strayfaults,
+    watching,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +53,9 @@ ROWS: Final[tuple[Row, ...]] = tuple(
             *rofaults.ROWS,
             *slowfaults.ROWS,
             *strayfaults.ROWS,
+            *damage.ROWS,
+            *afterwards.ROWS,
+            *watching.ROWS,
         ),
         key=lambda row: row.number,
     )

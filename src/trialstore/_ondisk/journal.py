@@ -41,8 +41,10 @@ HEADER_SIZE: Final = 2 * HEADER_COPY
 _FRAME: Final = struct.Struct("<4sBBHQQQIIIII")
 FRAME_SIZE: Final = _FRAME.size + _CRC.size
 
-#: A header in the middle of damaged bytes is looked for in steps of one page of headers.
+#: Bytes are looked through in blocks of at most so many.
 _SEARCH_BYTES: Final = 1 << 20
+#: The next header is mostly near: the first block is small, so that many damages stay cheap.
+_FIRST_SEARCH: Final = 1 << 12
 _ZEROS: Final = bytes(ALIGNMENT)
 
 
@@ -283,8 +285,10 @@ def _next_frame(
 ) -> int | None:
     """Offset of the next whole frame behind damage, in steps of the alignment."""
     offset += ALIGNMENT
+    step = _SEARCH_BYTES
     while offset + FRAME_SIZE <= size:
-        block = read(offset, min(_SEARCH_BYTES, size - offset))
+        block = read(offset, min(step, size - offset))
+        step = min(2 * step, _SEARCH_BYTES)
         if len(block) < FRAME_SIZE:
             return None
         at = block.find(FRAME_MAGIC)
