@@ -338,7 +338,7 @@ BOMBS = {
     "index of a range of 2**62": pickle.dumps(pd.RangeIndex(2**62)),
 }
 #: These come to life: they are what they say, and no larger.
-SMALL = {"number of a million digits", "index of a range of 2**62", "a decimal, which is small"} | {
+SMALL = {"index of a range of 2**62", "a decimal, which is small"} | {
     "remembered as 2**32 - 1",
     "lists in 100 000 lists",
     "items of 2**31 - 1 bytes",  # a dtype is made by its name, and is no larger than that
@@ -422,7 +422,8 @@ def test_a_pickle_put_in_the_place_of_ours_is_not_even_looked_at(task: Path, nam
     for trusted in (False, True):
         with pytest.raises(DamagedData, match="changed or damaged after publication"):
             TaskReader(task).pickle("ica", trusted=trusted)
-    (task / "manifest.json").unlink()
+    for name in ("manifest.json", "timing.csv"):  # as a stranger's task has none
+        (task / name).unlink()
     with pytest.raises(UntrustedPickle, match="trusted=True"):
         reader_of(task.parents[1]).pickle("ica")
     assert not (task / CANARY).exists()

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from tests.campaign.frame import Outcome, Row
+from tests.campaign.lanes import in_lanes
 from tests.campaign.sessions import Session, judge, quiet, record_here, side_by_side
 from tests.campaign.story import Settings, Told
 from tests.shims import Action, Call, Faults
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from tests.campaign.frame import Effort
+    from tests.campaign.lanes import Lane
     from trialstore._ondisk.disk import Buffer
     from trialstore.testing import Kind
     from trialstore.testing._watched import Where
@@ -54,6 +56,8 @@ _SYNCS: Final[tuple[tuple[Kind, Moment], ...]] = (
     ("sync_folder", "before"),
     ("sync_folder", "after"),
 )
+#: A recorder that holds waits for a second before it tries again: many can do so side by side.
+_LANES: Final = 6
 #: More calls of a kind than any session makes.
 _MANY: Final = 10_000
 
@@ -154,17 +158,32 @@ def _try_port(
     return True
 
 
-def _every_n(effort: Effort, faults: Sequence[tuple[Kind, Moment]], outcome: Outcome) -> None:
+def _every_n(lane: Lane, faults: Sequence[tuple[Kind, Moment]]) -> Outcome:
     """Full: every n, every length, with and without a second disk. Quick: a part of that."""
+    outcome = Outcome("failing calls")
     lengths: tuple[Length, ...] = ("once", "until told", "for ever")
-    for (kind, moment), length, fallback in itertools.product(faults, lengths, (False, True)):
+    step = 1 if lane.is_full else 3
+    plans = itertools.product(faults, lengths, (False, True))
+    for number, ((kind, moment), length, fallback) in enumerate(plans):
         is_main = length == "once" and not fallback and moment != "after"
-        if not (effort.is_full or is_main or (kind, moment) == faults[0]):
+        if not (lane.is_full or is_main or (kind, moment) == faults[0]):
             continue
-        for nth in range(1, _MANY, 1 if effort.is_full else 3):
-            with effort.workspace(memory=True) as folder:
+        first = 1 + (lane.number + number) % lane.lanes * step
+        for nth in range(first, _MANY, step * lane.lanes):
+            with lane.effort.workspace(memory=True) as folder:
                 if not _try_port(folder, kind, moment, nth, length, fallback, outcome):
                     break
+    return outcome
+
+
+def every_write(lane: Lane) -> Outcome:
+    """One lane of row 15."""
+    return _every_n(lane, _WRITES)
+
+
+def every_sync(lane: Lane) -> Outcome:
+    """One lane of row 16."""
+    return _every_n(lane, _SYNCS)
 
 
 # --- through the shim -----------------------------------------------------------------------------
@@ -234,16 +253,14 @@ def _shim_run(
 
 def run_writes(effort: Effort) -> Outcome:
     """EIO at the n-th write (creation, rename) of a session."""
-    outcome = Outcome("failing calls")
-    _every_n(effort, _WRITES, outcome)
+    outcome = in_lanes(every_write, effort, _LANES, _LANES)
     _through_shim(effort, _CALLS_15, outcome)
     return outcome
 
 
 def run_syncs(effort: Effort) -> Outcome:
     """EIO at the n-th fsync, of files and folders."""
-    outcome = Outcome("failing syncs")
-    _every_n(effort, _SYNCS, outcome)
+    outcome = in_lanes(every_sync, effort, _LANES, _LANES)
     _through_shim(effort, _CALLS_16, outcome)
     return outcome
 

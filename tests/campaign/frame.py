@@ -72,7 +72,7 @@ class Outcome:
     broken : int
         Breaches of anything else that the row promises (I4 to I6, and what its line says).
     figures : dict
-        Further counts worth telling.
+        Further counts worth telling: integers are added up, of floats the largest is kept.
     problems : list of str
         The first breaches, each with what is needed to repeat it.
     """
@@ -96,6 +96,10 @@ class Outcome:
         """Add to one of the further figures."""
         self.figures[figure] = int(self.figures.get(figure, 0)) + by
 
+    def peak(self, figure: str, value: float) -> None:
+        """Note a further figure of which the largest counts."""
+        self.figures[figure] = max(float(self.figures.get(figure, 0.0)), float(value))
+
     def breach(self, kind: str, what: str, by: int = 1) -> None:
         """Count a breach: `kind` is ``silent``, ``wrong`` or ``broken``."""
         setattr(self, kind, getattr(self, kind) + by)
@@ -109,6 +113,8 @@ class Outcome:
         for figure, value in other.figures.items():
             if isinstance(value, str):
                 self.figures[figure] = value
+            elif isinstance(value, float):
+                self.peak(figure, value)
             else:
                 self.figures[figure] = self.figures.get(figure, 0) + value  # type: ignore[operator]
         self.problems += other.problems[: _PROBLEMS_KEPT - len(self.problems)]

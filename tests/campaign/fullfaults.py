@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from tests.campaign.content import reader_of
 from tests.campaign.frame import Outcome, Row
+from tests.campaign.lanes import in_lanes
 from tests.campaign.mounts import remount, require_root, tmpfs
 from tests.campaign.sessions import (
     Session,
@@ -25,6 +26,7 @@ from trialstore.testing import FullDisk, use
 
 if TYPE_CHECKING:
     from tests.campaign.frame import Effort
+    from tests.campaign.lanes import Lane
 
 Policy = Literal["wait", "raise", "drop"]
 _POLICIES: Final[tuple[Policy, ...]] = ("wait", "raise", "drop")
@@ -37,28 +39,42 @@ _SMALL_QUEUE: Final = 8192
 _IMPATIENCE: Final = 2.0
 
 
+#: A recorder that holds waits for a second before it tries again: many can do so side by side.
+_LANES: Final = 6
+
+
 # --- row 18: the recorder's disk is full ----------------------------------------------------------
 
 
 def run_full(effort: Effort) -> Outcome:
     """So many bytes and no more: through the disk port to the byte, and on a real tmpfs."""
-    outcome = Outcome("full disks")
-    sizes = range(0, _bytes_of_a_session(effort), _SECTOR)
-    for policy, is_lasting in itertools.product(_POLICIES, (False, True)):
-        for free in sizes if effort.is_full else sizes[1 :: len(sizes) // 3]:
-            # Bytes of the last sector differ from step to step, so that all are met in the end.
-            odd = free + free // _SECTOR % _SECTOR
-            _try_full_port(effort, odd, policy, is_lasting, outcome)
-    for spare in range(0, 24 * _SECTOR, effort.of(8, 1) * _SECTOR):
-        _try_reserve(effort, spare, outcome)
+    outcome = in_lanes(every_size, effort, _LANES, _LANES)
     with optional(outcome, "real file systems"):
         _run_full_tmpfs(effort, outcome)
     return outcome
 
 
+def every_size(lane: Lane) -> Outcome:
+    """One lane of the tries through the disk port."""
+    effort, outcome = lane.effort, Outcome("full disks")
+    sizes = range(0, _bytes_of_a_session(effort), _SECTOR)
+    if not effort.is_full:
+        sizes = sizes[1 :: len(sizes) // 2]
+    for number, (policy, is_lasting, free) in enumerate(
+        itertools.product(_POLICIES, (False, True), sizes)
+    ):
+        if number % lane.lanes == lane.number:
+            # The last bytes differ from step to step, so that all are met in the end.
+            odd = free + number % _SECTOR
+            _try_full_port(effort, odd, policy, is_lasting, outcome)
+    for spare in range(lane.number * _SECTOR, 24 * _SECTOR, lane.lanes * effort.of(3, 1) * _SECTOR):
+        _try_reserve(effort, spare, outcome)
+    return outcome
+
+
 def _run_full_tmpfs(effort: Effort, outcome: Outcome) -> None:
     require_root()
-    pages = range(RESERVE_BYTES // _PAGE + 8, RESERVE_BYTES // _PAGE + 120, effort.of(30, 1))
+    pages = range(RESERVE_BYTES // _PAGE + 8, RESERVE_BYTES // _PAGE + 120, effort.of(40, 2))
     tries = itertools.product(pages, _POLICIES, (False, True))
     side_by_side((partial(_try_full_tmpfs, effort, *told) for told in tries), outcome)
 

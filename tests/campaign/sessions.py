@@ -94,7 +94,7 @@ class Session:
         Raises
         ------
         RecorderFailed
-            If it did not end by itself, or otherwise than it should; with its last words.
+            If it did not end by itself, or otherwise than it should.
         """
         assert self.process.stdin is not None
         self.process.stdin.close()
@@ -103,10 +103,12 @@ class Session:
         if self.process.returncode == -signal.SIGKILL:
             raise RecorderFailed(f"the recorder did not end by itself: {self.told}")
         if self.process.returncode:
-            self._words.seek(0)
-            words = self._words.read().decode(errors="replace").strip()[-2000:]
-            raise RecorderFailed(f"the recorder ended with {self.process.returncode}: {words}")
+            raise RecorderFailed(f"the recorder ended with {self.process.returncode}:")
         return self.told
+
+    def _last_words(self) -> str:
+        self._words.seek(0)
+        return self._words.read().decode(errors="replace").strip()[-2000:]
 
     @contextlib.contextmanager
     def reported(self, outcome: Outcome, where: str) -> Iterator[None]:
@@ -114,7 +116,7 @@ class Session:
         try:
             yield
         except (RecorderFailed, BrokenPipeError) as error:
-            outcome.breach("broken", f"{where}: {error}")
+            outcome.breach("broken", f"{where}: {error} {self._last_words()}")
         finally:
             self._watchdog.cancel()
             if self.process.poll() is None:

@@ -84,8 +84,7 @@ def _try_slow(effort: Effort, delay: float, policy: Policy, outcome: Outcome) ->
 
 
 def _check_loop(told: Told, settings: Settings, outcome: Outcome, where: str) -> None:
-    latest = float(outcome.figures.get("latest tick of a loop, ms", 0))
-    outcome.figures["latest tick of a loop, ms"] = max(latest, round(told.late * 1000))
+    outcome.peak("latest tick of a loop, ms", round(told.late * 1000))
     if told.times_late > _BY_CHANCE:
         late = f"{told.times_late} ticks were more than {settings.late:.2f} s late"
         outcome.breach("broken", f"{where}: the loop was held: {late}")
@@ -197,8 +196,7 @@ def _let_hang(
         heal()
     told = session.end()
     outcome.tried += 1
-    slowest = float(outcome.figures.get("slowest report, s", 0))
-    outcome.figures["slowest report, s"] = max(slowest, round(took, 1))
+    outcome.peak("slowest report, s", round(took, 1))
     if event is None:
         outcome.breach("broken", f"{where}: nobody was told")
     elif took > _TOLD_WITHIN:

@@ -157,10 +157,25 @@ class _ThiefDisk(WatchedDisk):
         super().__init__()
         self._nth = nth
         self._stranger = stranger
+        self._segments: set[int] = set()
+        self._writes = 0
+
+    def create(self, path: Path) -> int:
+        """As `Disk.create`."""
+        fd = super().create(path)
+        if path.suffix == layout.SEGMENT_SUFFIX:
+            self._segments.add(fd)
+        return fd
+
+    def close(self, fd: int) -> None:
+        """As `Disk.close`; the number may be given again."""
+        self._segments.discard(fd)
+        super().close(fd)
 
     def write(self, fd: int, pieces: Sequence[Buffer]) -> None:
-        """As `Disk.write`, the n-th time to a stranger's file."""
-        if self.calls["write"] + 1 == self._nth:
+        """As `Disk.write`, for the n-th write of a segment to a stranger's file."""
+        self._writes += fd in self._segments
+        if fd in self._segments and self._writes == self._nth:
             self._stranger.take(fd, is_reused=True)
             self._stranger.is_harmed = True
         super().write(fd, pieces)
@@ -172,15 +187,8 @@ def _try_in_the_window(effort: Effort, nth: int, outcome: Outcome) -> bool:
     with effort.workspace(memory=True) as folder:
         settings = Settings(root=str(folder / "data"), child=False, flush_every=1)
         told, stranger = Told(), _Stranger(folder / "stranger.txt")
-
-        def hear(event: dict[str, Any]) -> None:
-            told.hear(event)
-            if event == {"submitted": 0}:
-                disk.calls["write"] = 0
-
-        with use(_ThiefDisk(nth, stranger)) as disk, quiet():
-            disk.calls["write"] = 1000
-            record_here(settings, hear)
+        with use(_ThiefDisk(nth, stranger)), quiet():
+            record_here(settings, told.hear)
         if not stranger.is_harmed:
             return False
         outcome.tried += 1

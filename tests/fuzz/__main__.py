@@ -7,6 +7,7 @@ that ends a run is kept in the folder given with ``--findings``; give it back wi
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import random
 import sys
 import tempfile
@@ -20,7 +21,7 @@ sys.modules.pop("pickle", None)
 with atheris.instrument_imports(include=["trialstore", "tests.fuzz", "pickle"]):
     from tests import test_fuzz
     from tests.fuzz.seeds import seeds
-    from tests.fuzz.targets import TARGETS
+    from tests.fuzz.targets import TARGETS, memory_folder
 
 #: Hypothesis builds the inputs of these out of what Atheris gives: right JSON, wrong values.
 STRUCTURED = {
@@ -65,20 +66,31 @@ def main() -> None:
         target(chosen.input.read_bytes())
         return
     chosen.findings.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="trialstore-corpus-") as corpus:
-        for number, seed in enumerate(_seeds(chosen.target)):
-            (Path(corpus) / f"seed{number}").write_bytes(seed)
-        options = [
-            f"-max_total_time={chosen.seconds}",
-            f"-max_len={_LONGEST_INPUT}",
-            "-len_control=0",
-            f"-timeout={_SECONDS_PER_INPUT}",
-            f"-rss_limit_mb={_MEMORY_MB}",
-            f"-artifact_prefix={chosen.findings}/{chosen.target}-",
-            "-print_final_stats=1",
-        ]
-        atheris.Setup([sys.argv[0], *options, corpus], target)
-        atheris.Fuzz()
+    # libFuzzer ends its process without cleaning up, so that is left to the parent.
+    with tempfile.TemporaryDirectory(prefix="trialstore-fuzz-", dir=memory_folder()) as folder:
+        child = multiprocessing.get_context("fork").Process(target=_fuzz, args=(chosen, folder))
+        child.start()
+        child.join()
+    sys.exit(child.exitcode)
+
+
+def _fuzz(chosen: argparse.Namespace, folder: str) -> None:
+    tempfile.tempdir = folder
+    corpus = Path(folder) / "corpus"
+    corpus.mkdir()
+    for number, seed in enumerate(_seeds(chosen.target)):
+        (corpus / f"seed{number}").write_bytes(seed)
+    options = [
+        f"-max_total_time={chosen.seconds}",
+        f"-max_len={_LONGEST_INPUT}",
+        "-len_control=0",
+        f"-timeout={_SECONDS_PER_INPUT}",
+        f"-rss_limit_mb={_MEMORY_MB}",
+        f"-artifact_prefix={chosen.findings}/{chosen.target}-",
+        "-print_final_stats=1",
+    ]
+    atheris.Setup([sys.argv[0], *options, str(corpus)], _target(chosen.target))
+    atheris.Fuzz()
 
 
 if __name__ == "__main__":

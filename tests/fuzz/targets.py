@@ -16,6 +16,7 @@ import os
 import shutil
 import struct
 import tempfile
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -62,11 +63,16 @@ def split(data: bytes, count: int) -> list[bytes]:
     return parts
 
 
+def memory_folder() -> str | None:
+    """Where files cost no disk, on systems that have such a place."""
+    memory = Path("/dev/shm")
+    return str(memory) if memory.is_dir() else None
+
+
 @functools.cache
 def _scratch() -> Path:
-    """A folder of this process, in memory where there is such a place."""
-    memory = Path("/dev/shm")
-    folder = tempfile.mkdtemp(prefix="trialstore-fuzz-", dir=memory if memory.is_dir() else None)
+    """A folder of this process; in memory, unless somebody has said where."""
+    folder = tempfile.mkdtemp(prefix="trialstore-fuzz-", dir=tempfile.tempdir or memory_folder())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
 
@@ -209,7 +215,8 @@ def task_target(data: bytes) -> None:
             (folder / name).write_bytes(part)
     reader = TaskReader(folder)
     for question in _QUESTIONS:
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(StorageError), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a manifest that is gone is told
             question(reader)
 
 

@@ -285,7 +285,7 @@ def _next_frame(
 ) -> int | None:
     """Offset of the next whole frame behind damage, in steps of the alignment."""
     offset += ALIGNMENT
-    step = _SEARCH_BYTES
+    step = _FIRST_SEARCH
     while offset + FRAME_SIZE <= size:
         block = read(offset, min(step, size - offset))
         step = min(2 * step, _SEARCH_BYTES)

@@ -157,11 +157,11 @@ def create(
         If the disk refuses.
     """
     subject_folder = place.folder(task).parent
-    layout.check_not_casefold_equal(place.subject, layout.list_folders(place.root), "subject")
     with _refusals(f"task {task!r}"):
+        layout.check_not_casefold_equal(place.subject, layout.list_folders(place.root), "subject")
         layout.check_no_links(place.root, subject_folder)
         place.disk.make_folders(subject_folder)
-    layout.check_not_casefold_equal(task, layout.list_folders(subject_folder), "task")
+        layout.check_not_casefold_equal(task, layout.list_folders(subject_folder), "task")
     for run in range(1, _RUNS):
         name = layout.check_name(task if run == 1 else layout.run_name(task, run), "task")
         folder = place.folder(name)
