@@ -59,9 +59,7 @@ class Recording:
         self.fallbacks = [] if fallback is None else [fallback]
         opening = Opening(session or uuid.uuid4().hex, after, trials, {})
         self.session = bytes.fromhex(opening.session)
-        self.journal = JournalWriter(
-            disk or Disk(), folder, opening, fallback=fallback, hold=hold
-        )
+        self.journal = JournalWriter(disk or Disk(), folder, opening, fallback=fallback, hold=hold)
         self.journal.start()
         self.rows: dict[int, Row] = {}
         self.arrays: dict[tuple[int, str], NDArray[Any]] = {}

@@ -511,7 +511,9 @@ def test_a_class_that_is_gone_is_named() -> None:
     """A trusted pickle of a class that is not installed says which."""
     with pytest.raises(_errors.StorageError, match=r"ica\.pkl.*not installed here.*nowhere"):
         load(op(named("nowhere", "Thing")), trusted=True)
-    with pytest.raises(_errors.StorageError, match=r"ica\.pkl.*needs pandas\.SingleBlockManager, which"):
+    with pytest.raises(
+        _errors.StorageError, match=r"ica\.pkl.*needs pandas\.SingleBlockManager, which"
+    ):
         load(op(named("pandas", "SingleBlockManager")))
 
 

@@ -20,9 +20,11 @@ import numpy as np
 import pytest
 
 from tests.helpers import open_task, reader_of
+from tests.journals import six_trials
 from trialstore import DamagedData, PublishFailed, QueueFull, Storage, StorageError, TaskReader
 from trialstore._ondisk import layout, manifest, recovery
 from trialstore._ondisk.disk import Disk, open_reading, use
+from trialstore._ondisk.replay import Replay
 from trialstore._publishing.service import publish_once
 from trialstore._recording.publisher import MAX_DEATHS
 from trialstore.testing import FailingDisk
@@ -89,6 +91,18 @@ def test_links_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "file").symlink_to(tmp_path / "secret")
     with pytest.raises(OSError, match="symbolic links"):
         open_reading(tmp_path / "file")
+
+
+def test_frames_tell_how_far_the_journal_was_durable(tmp_path: Path) -> None:
+    """Without its witness a journal still says of all but the last batch that it was durable."""
+    recording = six_trials(tmp_path / "journal")
+    recording.close()
+    for path in recording.folder.glob("*.witness"):
+        path.unlink()
+    with Replay([recording.folder]) as replay:
+        replay.poll()
+        durable = [trial.index for trial in replay.trials.values() if trial.seq <= replay.synced_to]
+    assert durable == list(range(5))
 
 
 # --- taking a task up again -----------------------------------------------------------------------

@@ -168,6 +168,8 @@ def _every_n(lane: Lane, faults: Sequence[tuple[Kind, Moment]]) -> Outcome:
         is_main = length == "once" and not fallback and moment != "after"
         if not (lane.is_full or is_main or (kind, moment) == faults[0]):
             continue
+        if kind == "remove" and length != "once":
+            continue  # what cannot be removed at all cannot be taken back either
         first = 1 + (lane.number + number) % lane.lanes * step
         for nth in range(first, _MANY, step * lane.lanes):
             with lane.effort.workspace(memory=True) as folder:

@@ -163,8 +163,8 @@ MUTATIONS: Final = (
     Mutation(
         "the limit of lengths by the size of the file",
         "_ondisk/journal.py",
-        "        if frame is not None and frame.end <= size:\n            yield frame\n",
-        "        if frame is not None:\n            yield frame\n",
+        "        whole = frame if frame is not None and frame.end <= size else None\n",
+        "        whole = frame\n",
         "test_journal::test_every_prefix_holds_the_frames_that_end_in_it",
     ),
     Mutation(
@@ -186,7 +186,7 @@ MUTATIONS: Final = (
         "_ondisk/segment.py",
         "                synced_to=self.durable_seq,\n",
         "                synced_to=0,\n",
-        "test_replay::test_every_bit_flipped",
+        "test_safety::test_frames_tell_how_far_the_journal_was_durable",
     ),
     Mutation(
         "the lock of a task",

@@ -232,6 +232,10 @@ class Disk:
         status = os.fstat(fd)
         return Identity(status.st_dev, status.st_ino)
 
+    def size(self, fd: int) -> int:
+        """Bytes in an open file."""
+        return os.fstat(fd).st_size
+
     def names_of(self, fd: int) -> int:
         """How many names lead to an open file; 0 after it was deleted."""
         return os.fstat(fd).st_nlink

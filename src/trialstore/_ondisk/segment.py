@@ -100,6 +100,9 @@ class Segment:
             raise OSError(
                 errno.EBADF, "the journal's descriptor is not ours any more", str(self.path)
             )
+        if self._disk.size(self._fd) != self._offset:
+            # Writing on would leave a hole, or stand behind somebody's bytes.
+            raise OSError(errno.EIO, "the journal was cut or added to by somebody", str(self.path))
         self._disk.write(self._fd, pieces)
         self._disk.sync(self._fd)
         if self._disk.identity_at(self.path) != self._identity:

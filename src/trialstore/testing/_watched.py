@@ -38,6 +38,7 @@ Kind = Literal[
     "remove_folder",
     "identity",
     "names_of",
+    "size",
     "identity_at",
     "free_bytes",
 ]
@@ -154,6 +155,10 @@ class WatchedDisk(Disk):
     def identity(self, fd: int) -> Identity:
         """As `Disk.identity`."""
         return self._around("identity", lambda: super(WatchedDisk, self).identity(fd), fd)
+
+    def size(self, fd: int) -> int:
+        """As `Disk.size`."""
+        return self._around("size", lambda: super(WatchedDisk, self).size(fd), fd)
 
     def names_of(self, fd: int) -> int:
         """As `Disk.names_of`."""
