@@ -267,10 +267,13 @@ def test_ctrl_c_gives_what_is_known(tmp_path: Path) -> None:
     """Exit code 130, a partial verdict, and nothing left behind."""
     root = tmp_path / "data"
     root.mkdir()
-    with start(root, *SMALL[:-1], "60s") as process:
-        assert wait_until(lambda: any(root.glob(".trialstore-drill-*/drill/x1/journal")), 60)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+    with start(root, *SMALL[:-1], "600s") as process:
+        try:
+            assert wait_until(lambda: any(root.glob(".trialstore-drill-*/drill/x1/journal")), 120)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode == 130, err
     assert "Interrupted" in out
     assert "throughput" in out

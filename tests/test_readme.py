@@ -42,7 +42,7 @@ def test_the_two_commands_are_single_lines() -> None:
     """A fresh clone needs exactly two commands, and each can be pasted as one line."""
     demo, tests = blocks("sh")
     assert demo.rstrip("\n").endswith("trialstore demo")
-    assert tests.rstrip("\n").endswith("-m pytest -n 4 --dist worksteal")
+    assert tests.rstrip("\n").endswith("-m pytest -n 3 --dist worksteal")
     assert demo.count("\n") == tests.count("\n") == 1
 
 

@@ -95,22 +95,27 @@ class Segment:
                 salt=self._salt,
             )
             pieces += framed
-        # Somebody's stray close() may have given our number to another file: never write into that.
-        if not all(self._disk.identity(fd) == identity for fd, identity in self._descriptors()):
-            raise OSError(
-                errno.EBADF, "the journal's descriptor is not ours any more", str(self.path)
-            )
+        self._require_ours()
         if self._disk.size(self._fd) != self._offset:
             # Writing on would leave a hole, or stand behind somebody's bytes.
             raise OSError(errno.EIO, "the journal was cut or added to by somebody", str(self.path))
         self._disk.write(self._fd, pieces)
         self._disk.sync(self._fd)
+        # Again: what was stolen while we wrote has taken our bytes, and its sync says nothing.
+        self._require_ours()
         if self._disk.identity_at(self.path) != self._identity:
             raise JournalGone(errno.ESTALE, "the journal was renamed or deleted", str(self.path))
         offset += sum(map(len, pieces))
         self._seq = self.durable_seq = seq
         self._previous, self._offset = previous, offset
         self._testify(trials)
+
+    def _require_ours(self) -> None:
+        """Somebody's stray close() may have given our number to another file: not into that."""
+        if not all(self._disk.identity(fd) == identity for fd, identity in self._descriptors()):
+            raise OSError(
+                errno.EBADF, "the journal's descriptor is not ours any more", str(self.path)
+            )
 
     def _testify(self, trials: int) -> None:
         self._statements += 1

@@ -42,6 +42,8 @@ T = TypeVar("T")
 
 #: A writer and a child that have nothing left to do are gone in milliseconds.
 _PATIENCE: Final = 5.0
+#: An idle thread ends at once.
+_LAST_CALL: Final = 0.5
 _GAVE_UP: Final = "the publisher died repeatedly; journals stay and tasks are readable from them"
 
 
@@ -104,7 +106,8 @@ class Recorder:
         Raises
         ------
         StorageError
-            If it was opened before, or the root cannot be used.
+            If it was opened before, the root cannot be used, or its disk does not answer within
+            `close_timeout`.
         """
         self.lifecycle.advance(State.OPENING)
         self._worker = Worker()
@@ -119,12 +122,20 @@ class Recorder:
             tock=self._tock,
         )
         self._closing = Closing(self._worker, self.writer, self.close_timeout)
+        is_ready = False
         try:
-            await self.call(self._prepare_root)
-        except BaseException:
-            self._worker.stop(1.0)
-            self.lifecycle.advance(State.CLOSED)
-            raise
+            with anyio.move_on_after(self.close_timeout):
+                await self.call(self._prepare_root)
+                is_ready = True
+        finally:
+            if not is_ready:
+                self._worker.stop(0.0)
+                self.lifecycle.advance(State.CLOSED)
+        if not is_ready:
+            raise StorageError(
+                f"the disk of root {str(self.root)!r} has not answered for "
+                f"{self.close_timeout:.0f} s"
+            )
 
     def start(self, spawn: Spawn) -> None:
         """Begin to record; `spawn` starts a task that lives as long as the Storage."""
@@ -180,7 +191,7 @@ class Recorder:
     async def close(self, failure: BaseException | None) -> list[StorageError]:
         """Close every open task, then everything else; return what went wrong."""
         if self.lifecycle.state is State.CLOSED:  # abandoned when the loop was torn down
-            self._end_threads()
+            await self._end_threads()
             return []
         self.lifecycle.advance(State.CLOSING)
         deadline = anyio.current_time() + self.close_timeout
@@ -193,23 +204,26 @@ class Recorder:
         if self.channels:
             self.abandon("closing was interrupted")
         if self.lifecycle.state is not State.CLOSING:
-            self._end_threads()
+            await self._end_threads()
             return problems
         self.writer.stop()
         with anyio.move_on_after(_PATIENCE):
             await self.writer.stopped.wait()
             await self._publication.see_off()
-        self._end_threads()
+        await self._end_threads()
         self._publication.leave()
         self.lifecycle.advance(State.CLOSED)
         _living.discard(self)
         return problems
 
-    def _end_threads(self) -> None:
+    async def _end_threads(self) -> None:
         """End writer and thread whatever they wait for: an interruption may have eaten it."""
         self.writer.kill()
         # The thread is idle now or hangs in a call; a hanging one is a daemon and is left behind.
-        self._worker.stop(0.5)
+        self._worker.stop(0.0)
+        with anyio.move_on_after(_LAST_CALL, shield=True):
+            while self._worker.is_alive:  # noqa: ASYNC110 - a thread that ends tells nobody
+                await anyio.sleep(0.002)
 
     def abandon(self, reason: str) -> None:
         """Write down everything from this thread, for when no event loop will do it.
