@@ -118,7 +118,7 @@ class TaskPublisher:
             self._take_base(self._base)
         folders = (self._journal, *self._fallbacks)
         self._replay = Replay(folders, 0 if self._base is None else self._base.trials)
-        self._remove_leftovers()
+        self._is_cleared = False
 
     def _take_base(self, base: Manifest) -> None:
         """Begin with what was published before the task was resumed."""
@@ -168,6 +168,12 @@ class TaskPublisher:
             If it cannot be understood.
         """
         self._undecided += self._replay.poll()
+        if not self._is_cleared:
+            self._is_cleared = True
+            # Not before the journal was read: a child that starts late, of a recorder that is dead,
+            # took away what the next recorder's publisher was building.
+            if not self._is_resumed():
+                self._remove_leftovers()
         while self._undecided and self._undecided[0].seq <= self._replay.synced_to:
             self._take(self._undecided.popleft())
         return self._replay.scanned
