@@ -946,6 +946,7 @@ def test_a_pickle_that_is_being_written_is_left_alone(cut_off: Path) -> None:
     for path in (ours, left):
         path.touch()
     publisher = TaskPublisher(cut_off)
+    publisher.follow()
     assert [ours.exists(), left.exists()] == [True, False]
     publisher.finish()
     publisher.close()
