@@ -12,6 +12,7 @@ import pytest
 from tests.helpers import open_task, reader_of
 from trialstore import (
     ArrayInfo,
+    DamagedData,
     Design,
     InvalidName,
     InvalidTrial,
@@ -243,6 +244,60 @@ async def test_an_existing_task_is_refused_repeated_or_replaced(tmp_path: Path) 
     assert (await read(root)).trials["n"].tolist() == [2]
     (old,) = (tmp_path / "data.trash/p0").iterdir()
     assert (old / "trials.csv").read_text() == "n\n1\n"
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        (),
+        ("journal/",),
+        ("journal/", "journal/lock"),
+        ("journal/", "journal/lock", ".manifest.json.1.building"),
+    ],
+)
+async def test_a_task_that_never_began_is_begun(tmp_path: Path, left: tuple[str, ...]) -> None:
+    """A recorder killed while it made a task, before there was anything to keep, blocks no name."""
+    folder = tmp_path / "data/p0/reach"
+    folder.mkdir(parents=True)
+    for name in left:
+        (folder / name).mkdir() if name.endswith("/") else (folder / name).touch()
+    async with open_task(tmp_path / "data") as task:
+        assert task.task_id == "reach"
+        await task.write({"n": 1})
+    assert (await read(tmp_path / "data")).trials["n"].tolist() == [1]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("manifest.json", "timing.csv", "trials.csv")
+    ]
+
+
+@pytest.mark.parametrize("left", ["notes.txt", "journal/000001.trsj", "journal"])
+async def test_a_folder_with_anything_in_it_is_a_task(tmp_path: Path, left: str) -> None:
+    """Only what a killed recorder leaves is taken: a stranger's file stays where it is."""
+    path = tmp_path / "data/p0/reach" / left
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"precious")
+    async with Storage(tmp_path / "data") as storage:
+        storage.subject_id = "p0"
+        with pytest.raises(TaskExists):
+            await storage.create_task("reach")
+    assert path.read_bytes() == b"precious"
+    assert [path.name for path in (tmp_path / "data/p0/reach").rglob("*") if path.is_file()] == [
+        path.name
+    ]
+
+
+async def test_a_refused_resume_leaves_the_task_as_it_was(tmp_path: Path) -> None:
+    """What was edited by hand is not resumed; nothing new stands in its folder."""
+    async with open_task(tmp_path / "data") as task:
+        await task.write({"n": 1})
+    folder = tmp_path / "data/p0/reach"
+    (folder / "trials.csv").write_text("n\n2\n")
+    before = sorted(folder.iterdir())
+    async with Storage(tmp_path / "data") as storage:
+        storage.subject_id = "p0"
+        with pytest.raises(DamagedData, match=r"trials\.csv"):
+            await storage.resume_task("reach")
+    assert sorted(folder.iterdir()) == before
 
 
 async def test_two_recorders_on_one_task(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -292,6 +293,43 @@ async def test_deaths_with_publications_in_between_are_forgiven(tmp_path: Path) 
         with h5py.File(tmp_path / FOLDER / "emg.hdf5") as file:
             assert len([name for name in file if name != "timing"]) == MAX_DEATHS + 1
         assert json.loads((tmp_path / FOLDER / "manifest.json").read_text())["status"] == "complete"
+
+    await anyio.to_thread.run_sync(look)
+
+
+@pytest.mark.slow
+@pytest.mark.leaves_files
+async def test_a_task_that_kills_publishers_keeps_no_other_from_being_published(
+    tmp_path: Path,
+) -> None:
+    """PublishFailed for the one, whose journal is whole; the next of the same Storage is fine."""
+    async with Storage(tmp_path / "data") as storage:
+        storage.subject_id = "p0"
+        publisher = storage._recorder.publisher
+        sick = await storage.create_task("reach")
+        await sick.write({"n": 1})
+
+        async def kill_each() -> None:
+            while True:  # a child needs a hundred times as long to start
+                if (pid := publisher.pid) is not None:
+                    with contextlib.suppress(ProcessLookupError):  # reaped just now
+                        os.kill(pid, signal.SIGKILL)
+                await anyio.sleep(0.001)
+
+        async with anyio.create_task_group() as tasks:
+            assert publisher.pid is not None
+            os.kill(publisher.pid, signal.SIGSTOP)  # this one has started
+            tasks.start_soon(kill_each)
+            with pytest.raises(PublishFailed, match="died 3 times on task 'reach'"):
+                await sick.aclose()
+            tasks.cancel_scope.cancel()
+        async with storage.create_task("rest") as task:
+            await task.write({"n": 2})
+
+    def look() -> None:
+        assert (tmp_path / "data/p0/rest/trials.csv").read_text() == "n\n2\n"
+        assert not (tmp_path / "data/p0/rest/journal").exists()
+        assert reader_of(tmp_path / "data").trials["n"].tolist() == [1]
 
     await anyio.to_thread.run_sync(look)
 

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
 #: Problems kept with their description; the counts are complete.
 _PROBLEMS_KEPT: Final = 10
+#: Kinds of breaches, the worst first.
+_KINDS: Final = ("silent", "wrong", "broken")
+
+
+def _severity(problem: str) -> int:
+    return _KINDS.index(problem.partition(":")[0])
 
 
 class CannotRun(Exception):
@@ -103,8 +109,7 @@ class Outcome:
     def breach(self, kind: str, what: str, by: int = 1) -> None:
         """Count a breach: `kind` is ``silent``, ``wrong`` or ``broken``."""
         setattr(self, kind, getattr(self, kind) + by)
-        if len(self.problems) < _PROBLEMS_KEPT:
-            self.problems.append(f"{kind}: {what}")
+        self._keep([f"{kind}: {what}"])
 
     def add(self, other: Outcome) -> None:
         """Take the counts of another part of the same row in."""
@@ -117,7 +122,12 @@ class Outcome:
                 self.peak(figure, value)
             else:
                 self.figures[figure] = self.figures.get(figure, 0) + value  # type: ignore[operator]
-        self.problems += other.problems[: _PROBLEMS_KEPT - len(self.problems)]
+        self._keep(other.problems)
+
+    def _keep(self, problems: list[str]) -> None:
+        """Keep the worst: a silent loss is told though a hundred other breaches came first."""
+        worst_first = sorted([*self.problems, *problems], key=_severity)
+        self.problems = worst_first[:_PROBLEMS_KEPT]
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts as plain JSON values."""

@@ -5,13 +5,9 @@ Blocking functions, each called once in the worker thread. What fails leaves not
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import re
-import time
 import uuid
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from trialstore._errors import (
@@ -19,21 +15,30 @@ from trialstore._errors import (
     FormatError,
     StorageError,
     TaskExists,
-    TaskLocked,
     TaskNotFound,
 )
 from trialstore._ondisk import layout, manifest, recovery
 from trialstore._ondisk.boot import boot_id
 from trialstore._ondisk.entries import Opening
-from trialstore._ondisk.lock import Lock, acquire, holder
+from trialstore._ondisk.lock import Lock, acquire
 from trialstore._ondisk.mounts import file_system_of, is_network
 from trialstore._ondisk.segments import JournalWriter
 from trialstore._recording import environment
+from trialstore._recording.claims import (
+    Place,
+    claim,
+    discard,
+    lock_patiently,
+    move_to_trash,
+    refusals,
+    remove_idle,
+    undo,
+)
 from trialstore._recording.ownership import Ownership
 from trialstore.design import ArrayInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from trialstore._ondisk.disk import Disk
@@ -41,10 +46,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("trialstore")
 
-#: How long a resumed task may wait for the publisher of a killed recorder to finish.
-PUBLISHER_PATIENCE: Final = 20.0
 _RUNS: Final = 10_000
-_SESSION: Final = re.compile("[0-9a-f]{32}")
 _ORPHAN: Final = (
     "task {!r} has lost its manifest.json and cannot be resumed: bring it back, or record under "
     "another name (tables and arrays beside it are read as they are)"
@@ -52,48 +54,6 @@ _ORPHAN: Final = (
 _NOT_OURS: Final = (
     "task {!r} was not recorded by trialstore and cannot be resumed: record under another name"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where tasks of one Storage go.
-
-    Parameters
-    ----------
-    disk : Disk
-        Where calls go.
-    root : pathlib.Path
-        The data's root.
-    subject : str
-        The subject.
-    fallback_root : pathlib.Path or None
-        Where segments go when the root's disk fails.
-    """
-
-    disk: Disk
-    root: Path
-    subject: str
-    fallback_root: Path | None
-
-    def folder(self, task: str) -> Path:
-        """Folder of a task, spelled as it is on disk."""
-        return layout.spelled(layout.spelled(self.root, self.subject), task)
-
-    def fallbacks(self, task: str, sessions: Sequence[str]) -> list[Path]:
-        """Folders for segments when the task's own cannot be written, one for each session.
-
-        A task that is overwritten, or recorded on another computer under the same names, must not
-        find another's segments there. Raises OSError for a link.
-        """
-        if self.fallback_root is None:
-            return []
-        root = self.fallback_root.absolute()
-        home = root / self.subject / task
-        ours = [session for session in sessions if _SESSION.fullmatch(session)]
-        folders = [home / f"{layout.JOURNAL}-{session[:12]}" for session in ours]
-        for folder in folders:
-            layout.check_no_links(root, folder)
-        return folders
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +117,7 @@ def create(
         If the disk refuses.
     """
     subject_folder = place.folder(task).parent
-    with _refusals(f"task {task!r}"):
+    with refusals(f"task {task!r}"):
         layout.check_not_casefold_equal(place.subject, layout.list_folders(place.root), "subject")
         layout.check_no_links(place.root, subject_folder)
         place.disk.make_folders(subject_folder)
@@ -165,16 +125,11 @@ def create(
     for run in range(1, _RUNS):
         name = layout.check_name(task if run == 1 else layout.run_name(task, run), "task")
         folder = place.folder(name)
-        with _refusals(f"task {name!r}"):
-            layout.check_no_links(place.root, folder)
-            is_new = place.disk.make_folder(folder)
-        if is_new:
-            break
-        if overwrite and not repeat:
-            _discard(place, name)
-            with _refusals(f"task {name!r}"):
-                is_new = place.disk.make_folder(folder)
-        if is_new:
+        lock = claim(place, name)
+        if lock is None and overwrite and not repeat:
+            discard(place, name)
+            lock = claim(place, name)
+        if lock is not None:
             break
         if not repeat:
             raise TaskExists(
@@ -196,16 +151,18 @@ def create(
         },
     )
     try:
-        with _refusals(f"task {name!r}"):
+        with refusals(f"task {name!r}"):
             return _begin(
                 place,
                 folder,
                 described,
                 recovery.Plan(described, published=False, trials=0),
                 arrays,
+                lock,
             )
     except BaseException:
-        _undo(place, folder)
+        undo(place, folder)
+        lock.release()
         raise
 
 
@@ -230,16 +187,16 @@ def resume(place: Place, task: str) -> Opened:
         raise TaskNotFound(
             f"subject {place.subject!r} has not started {task!r} yet: use create_task"
         )
-    with _refusals(f"task {task!r}"):
+    with refusals(f"task {task!r}"):
         layout.check_no_links(place.root, folder / layout.JOURNAL / layout.BASE)
     # Before anything is made in a folder that may not be ours.
     before = manifest.read(folder)
     if before is None and not (folder / layout.JOURNAL).is_dir():
         is_ours = (folder / layout.TIMING).exists()  # nobody else writes one
         raise FormatError((_ORPHAN if is_ours else _NOT_OURS).format(task))
-    with _refusals(f"task {task!r}"):
-        place.disk.make_folder(folder / layout.JOURNAL)
-        lock = _lock_patiently(folder / layout.JOURNAL / layout.LOCK)
+    with refusals(f"task {task!r}"):
+        is_new = place.disk.make_folder(folder / layout.JOURNAL)
+        lock = lock_patiently(folder / layout.JOURNAL / layout.LOCK)
         try:
             # The openings name these too; one of them may be damaged.
             sessions = [] if before is None else before.sessions
@@ -258,6 +215,8 @@ def resume(place: Place, task: str) -> Opened:
             }
             return _begin(place, folder, described, steps, arrays, lock)
         except BaseException:
+            if is_new:  # a refusal leaves the task as it was
+                remove_idle(place, folder / layout.JOURNAL, is_ours=True)
             lock.release()
             raise
 
@@ -299,73 +258,49 @@ def _begin(
     described: Manifest,
     steps: recovery.Plan,
     arrays: Mapping[str, ArrayInfo],
-    lock: Lock | None = None,
+    lock: Lock,
 ) -> Opened:
-    """Lock, write the manifest, create the first segment: in this order, each step durable."""
+    """Write the manifest, create the first segment: in this order, each step durable."""
     session = uuid.uuid4().hex
     journal_folder = folder / layout.JOURNAL
-    if lock is None:
-        place.disk.make_folder(journal_folder)
-        lock = acquire(journal_folder / layout.LOCK, "recorder")
-    try:
-        described = replace(
-            described, status="recording", sessions=[*described.sessions, session], traceback=None
-        )
-        place.disk.write_file(folder / layout.MANIFEST, described.encode())
-        # The folder's name: that in the manifest may be a stranger's.
-        fallbacks = place.fallbacks(folder.name, described.sessions)
-        fallback = fallbacks[-1] if fallbacks else None
-        description = {
-            "subject": place.subject,
-            "task": described.task,
-            "start": environment.clocks(),
-            "boot": boot_id().hex(),
-            "environment": described.environment,
-            "metadata": described.metadata,
-            "arrays": {name: info.to_json() for name, info in arrays.items()},
-            "fallback": None if fallback is None else str(fallback),
-        }
-        opening = Opening(session, steps.last_seq, steps.trials, description)
-        journal = JournalWriter(
-            place.disk,
-            journal_folder,
-            opening,
-            fallback=fallback,
-            previous=steps.last_crc,
-            hold=Ownership(folder, lock, session).hold,
-        )
-        place.disk.remove(journal_folder / layout.ANSWER)
-        journal.start()
-    except BaseException:
-        lock.release()
-        raise
+    described = replace(
+        described, status="recording", sessions=[*described.sessions, session], traceback=None
+    )
+    place.disk.write_file(folder / layout.MANIFEST, described.encode())
+    # The folder's name: that in the manifest may be a stranger's.
+    fallbacks = place.fallbacks(folder.name, described.sessions)
+    fallback = fallbacks[-1] if fallbacks else None
+    description = {
+        "subject": place.subject,
+        "task": described.task,
+        "start": environment.clocks(),
+        "boot": boot_id().hex(),
+        "environment": described.environment,
+        "metadata": described.metadata,
+        "arrays": {name: info.to_json() for name, info in arrays.items()},
+        "fallback": None if fallback is None else str(fallback),
+    }
+    opening = Opening(session, steps.last_seq, steps.trials, description)
+    journal = JournalWriter(
+        place.disk,
+        journal_folder,
+        opening,
+        fallback=fallback,
+        previous=steps.last_crc,
+        hold=Ownership(folder, lock, session).hold,
+    )
+    place.disk.remove(journal_folder / layout.ANSWER)
+    journal.start()
     return Opened(
         folder, described.task, lock, journal, steps.trials, dict(arrays), tuple(fallbacks)
     )
-
-
-def _lock_patiently(path: Path) -> Lock:
-    """Take the lock; wait for a publisher that is finishing the task, not for a recorder."""
-    end = time.monotonic() + PUBLISHER_PATIENCE
-    while True:
-        try:
-            return acquire(path, "recorder")
-        except TaskLocked:
-            owner = holder(path)
-            if owner is not None and (owner.role == "recorder" or time.monotonic() > end):
-                raise
-            time.sleep(0.02)
-        except FileNotFoundError:
-            # The publisher has just taken the finished journal away.
-            with contextlib.suppress(FileExistsError):
-                path.parent.mkdir()
 
 
 def _set_published_aside(place: Place, folder: Path, lock: Lock) -> Lock:
     """Begin a fresh journal on top of what is published; an old one goes to the trash."""
     journal = folder / layout.JOURNAL
     if any(layout.segment_number(path.name) is not None for path in journal.iterdir()):
-        _move_to_trash(place, journal, f"{folder.name}.{layout.JOURNAL}")
+        move_to_trash(place, journal, f"{folder.name}.{layout.JOURNAL}")
         lock.release()
         place.disk.make_folder(journal)
         lock = acquire(journal / layout.LOCK, "recorder")
@@ -379,43 +314,3 @@ def _set_published_aside(place: Place, folder: Path, lock: Lock) -> Lock:
         lock.release()  # the caller knows only the one before
         raise
     return lock
-
-
-def _discard(place: Place, task: str) -> None:
-    """Move a task that may be overwritten to the trash; nothing is deleted."""
-    folder = place.folder(task)
-    lock_path = folder / layout.JOURNAL / layout.LOCK
-    owner = holder(lock_path)
-    if owner is not None:
-        raise TaskLocked(f"task {task!r} cannot be overwritten: in use by {owner}")
-    with _refusals(f"task {task!r}"):
-        _move_to_trash(place, folder, task)
-
-
-def _move_to_trash(place: Place, path: Path, name: str) -> None:
-    stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
-    target = layout.trash_path(place.root.absolute(), place.subject, name, stamp)
-    layout.check_no_links(place.root.absolute().parent, target.parent)
-    place.disk.make_folders(target.parent)
-    place.disk.replace(path, target)
-
-
-def _undo(place: Place, folder: Path) -> None:
-    """Take back what `create` made; whatever cannot be taken back is not ours to force."""
-    with contextlib.suppress(OSError):
-        journal = folder / layout.JOURNAL
-        made = journal.glob("*") if layout.is_folder(journal) else ()
-        for path in (*made, folder / layout.MANIFEST):
-            place.disk.remove(path)
-        if layout.is_folder(journal):
-            place.disk.remove_folder(journal)
-        place.disk.remove_folder(folder)
-
-
-@contextlib.contextmanager
-def _refusals(what: str) -> Any:
-    """Turn the operating system's refusals into ours, with the name of the culprit."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"{what} cannot be opened for recording: {error}") from error

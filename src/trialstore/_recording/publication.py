@@ -110,9 +110,11 @@ class Publication:
             while not await self._worker.call(lambda: answer_for(folder, request)):
                 await self._worker.call(self.publisher.check)
                 if self.publisher.gave_up:
+                    deaths = self.publisher.deaths
                     words = await self._worker.call(lambda: self.publisher.last_words)
+                    self.publisher.leave_out(folder)  # other tasks are published all the same
                     raise PublishFailed(
-                        f"the publisher died {self.publisher.deaths} times on task "
+                        f"the publisher died {deaths} times on task "
                         f"{channel.task!r}; the journal is whole and the task is readable from it"
                         f"{': ' if words else ''}{words}"
                     )

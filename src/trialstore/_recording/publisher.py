@@ -104,6 +104,11 @@ class Publisher:
         """A task is published: a new child need not know of it."""
         self._messages.pop(folder, None)
 
+    def leave_out(self, folder: Path) -> None:
+        """Children die of a task: the next one does not learn of it, and starts without a past."""
+        self.forget(folder)
+        self.forgive()
+
     def forgive(self) -> None:
         """Something was published: whatever killed earlier children does not kill all of them."""
         self.deaths = 0

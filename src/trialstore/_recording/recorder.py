@@ -15,10 +15,11 @@ import anyio.lowlevel
 
 from trialstore._errors import StorageError
 from trialstore._ondisk import disk as disk_port
-from trialstore._recording import opening
 from trialstore._recording.channel import Channel
+from trialstore._recording.claims import Place
 from trialstore._recording.closing import Closing, end_of
 from trialstore._recording.lifecycle import Lifecycle, State
+from trialstore._recording.opening import prepare_root
 from trialstore._recording.publication import Publication
 from trialstore._recording.queue import BoundedQueue
 from trialstore._recording.space import SpaceWatch
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trialstore._recording.channel import OnFull
-    from trialstore._recording.opening import Opened, Place
+    from trialstore._recording.opening import Opened
     from trialstore._recording.publisher import Publisher
     from trialstore._recording.trouble import Trouble
 
@@ -258,7 +259,7 @@ class Recorder:
 
     def place(self, subject: str) -> Place:
         """Where tasks of a subject go."""
-        return opening.Place(self.disk, self.root, subject, self.fallback_root)
+        return Place(self.disk, self.root, subject, self.fallback_root)
 
     async def open_task(self, prepare: Callable[[], Opened]) -> Channel:
         """Run `prepare` in the thread and take up recording.
@@ -406,7 +407,7 @@ class Recorder:
         )
 
     def _prepare_root(self) -> None:
-        opening.prepare_root(self.disk, self.root)
+        prepare_root(self.disk, self.root)
         self._look_at_space()
 
     def _tick(self) -> None:

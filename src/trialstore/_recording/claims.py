@@ -1,0 +1,193 @@
+"""Where tasks go, and whose a task's folder is: claim it, lock it, trash it, take it back.
+
+Blocking functions, each called in the worker thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from trialstore._errors import StorageError, TaskLocked
+from trialstore._ondisk import layout
+from trialstore._ondisk.lock import Lock, acquire, holder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from trialstore._ondisk.disk import Disk
+
+#: How long a resumed task may wait for the publisher of a killed recorder to finish.
+PUBLISHER_PATIENCE: Final = 20.0
+_SESSION: Final = re.compile("[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where tasks of one Storage go.
+
+    Parameters
+    ----------
+    disk : Disk
+        Where calls go.
+    root : pathlib.Path
+        The data's root.
+    subject : str
+        The subject.
+    fallback_root : pathlib.Path or None
+        Where segments go when the root's disk fails.
+    """
+
+    disk: Disk
+    root: Path
+    subject: str
+    fallback_root: Path | None
+
+    def folder(self, task: str) -> Path:
+        """Folder of a task, spelled as it is on disk."""
+        return layout.spelled(layout.spelled(self.root, self.subject), task)
+
+    def fallbacks(self, task: str, sessions: Sequence[str]) -> list[Path]:
+        """Folders for segments when the task's own cannot be written, one for each session.
+
+        A task that is overwritten, or recorded on another computer under the same names, must not
+        find another's segments there. Raises OSError for a link.
+        """
+        if self.fallback_root is None:
+            return []
+        root = self.fallback_root.absolute()
+        home = root / self.subject / task
+        ours = [session for session in sessions if _SESSION.fullmatch(session)]
+        folders = [home / f"{layout.JOURNAL}-{session[:12]}" for session in ours]
+        for folder in folders:
+            layout.check_no_links(root, folder)
+        return folders
+
+
+def claim(place: Place, task: str) -> Lock | None:
+    """Make a task's folder and lock it; None if the task has begun before, or another begins it.
+
+    A folder in which a `create` was killed before it had anything to keep is taken: nobody could
+    ever record under that name again.
+
+    Raises
+    ------
+    StorageError
+        If the disk refuses; a folder that stays empty is not left behind.
+    """
+    folder = place.folder(task)
+    journal = folder / layout.JOURNAL
+    with refusals(f"task {task!r}"):
+        layout.check_no_links(place.root, folder)
+        if not place.disk.make_folder(folder) and not _has_not_begun(folder):
+            return None
+        try:
+            place.disk.make_folder(journal)
+            lock = acquire(journal / layout.LOCK, "recorder")
+        except BaseException as error:
+            if isinstance(error, TaskLocked):
+                return None
+            remove_idle(place, journal)
+            with contextlib.suppress(OSError):
+                place.disk.remove_folder(folder)
+            raise
+        if _has_not_begun(folder, is_ours=True):
+            for path in (*folder.iterdir(), *journal.iterdir()):
+                if layout.is_building(path.name):
+                    place.disk.remove(path)
+            return lock
+    lock.release()
+    return None
+
+
+def _has_not_begun(folder: Path, *, is_ours: bool = False) -> bool:
+    """Whether all there is are a journal without a segment and files that were only being made."""
+    journal = folder / layout.JOURNAL
+    if not all(map(layout.is_building, _names(folder) - {layout.JOURNAL})):
+        return False
+    if layout.is_folder(journal):
+        is_used = not all(map(layout.is_building, _names(journal) - {layout.LOCK}))
+        return not is_used and (is_ours or holder(journal / layout.LOCK) is None)
+    return not os.path.lexists(journal)
+
+
+def _names(folder: Path) -> set[str]:
+    """Names in a folder; that of a folder ends in a slash."""
+    return {
+        path.name + "/" * (layout.is_folder(path) and path.name != layout.JOURNAL)
+        for path in folder.iterdir()
+    }
+
+
+def lock_patiently(path: Path) -> Lock:
+    """Take the lock; wait for a publisher that is finishing the task, not for a recorder."""
+    end = time.monotonic() + PUBLISHER_PATIENCE
+    while True:
+        try:
+            return acquire(path, "recorder")
+        except TaskLocked:
+            owner = holder(path)
+            if owner is not None and (owner.role == "recorder" or time.monotonic() > end):
+                raise
+            time.sleep(0.02)
+        except FileNotFoundError:
+            # The publisher has just taken the finished journal away.
+            with contextlib.suppress(FileExistsError):
+                path.parent.mkdir()
+
+
+def discard(place: Place, task: str) -> None:
+    """Move a task that may be overwritten to the trash; nothing is deleted."""
+    folder = place.folder(task)
+    lock_path = folder / layout.JOURNAL / layout.LOCK
+    owner = holder(lock_path)
+    if owner is not None:
+        raise TaskLocked(f"task {task!r} cannot be overwritten: in use by {owner}")
+    with refusals(f"task {task!r}"):
+        move_to_trash(place, folder, task)
+
+
+def move_to_trash(place: Place, path: Path, name: str) -> None:
+    stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+    target = layout.trash_path(place.root.absolute(), place.subject, name, stamp)
+    layout.check_no_links(place.root.absolute().parent, target.parent)
+    place.disk.make_folders(target.parent)
+    place.disk.replace(path, target)
+
+
+def undo(place: Place, folder: Path) -> None:
+    """Take back what `create` made; whatever cannot be taken back is not ours to force."""
+    with contextlib.suppress(OSError):
+        journal = folder / layout.JOURNAL
+        made = journal.glob("*") if layout.is_folder(journal) else ()
+        for path in (*made, folder / layout.MANIFEST):
+            place.disk.remove(path)
+        if layout.is_folder(journal):
+            place.disk.remove_folder(journal)
+        place.disk.remove_folder(folder)
+
+
+def remove_idle(place: Place, journal: Path, *, is_ours: bool = False) -> None:
+    """Take a journal away that holds nothing but a lock, of ours or of nobody."""
+    lock = journal / layout.LOCK
+    with contextlib.suppress(OSError):
+        holds_nothing = {path.name for path in journal.iterdir()} <= {layout.LOCK}
+        if holds_nothing and (is_ours or holder(lock) is None):
+            place.disk.remove(lock)
+            place.disk.remove_folder(journal)
+
+
+@contextlib.contextmanager
+def refusals(what: str) -> Any:
+    """Turn the operating system's refusals into ours, with the name of the culprit."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{what} cannot be opened for recording: {error}") from error
