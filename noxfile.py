@@ -69,7 +69,7 @@ def campaign(session: nox.Session) -> None:
 
     A full one writes docs/reference/reliability.md.
     """
-    session.install("-e.[all]", "--group=test")
+    session.install("-e.[all]", "--group=test", "mfusepy")
     partial = {"--quick", "--only"}.intersection(session.posargs)
     report = [] if partial else ["--report", "docs/reference/reliability.md"]
     session.run("python", "-m", "tests.campaign", *report, *session.posargs)

@@ -29,6 +29,9 @@ _NOT_COVERED: Final = """\
   the manifest. None was tested.
 * **macOS and Windows.** The code has a road for every call that they lack (`F_FULLFSYNC`,
   `LockFileEx`, no `fsync` of folders), but no row of this table was run on them.
+* **Two faults at once.** A power cut that takes a witness (which is not synced, as it is evidence
+  and no data) together with a journal that somebody has cut off at the very end of a frame: then
+  nothing tells that there was more.
 * **Memory that flips bits** before a checksum is taken, and two damages at once that fit each
   other's CRC-32 (one in four thousand million for each frame that was hit at random).
 * **Somebody who means harm** and may write to the folder: checksums are no signatures. What is

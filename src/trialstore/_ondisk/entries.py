@@ -7,6 +7,7 @@ larger than the bytes it was given.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 from dataclasses import dataclass, field
@@ -67,11 +68,12 @@ class Layout:
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...]
     stack_axis: int
+    #: Axis whose length each chunk tells for itself. Kept: every chunk asks.
+    growing: int | None = field(init=False, compare=False, repr=False)
 
-    @property
-    def growing(self) -> int | None:
-        """Axis whose length each chunk tells for itself."""
-        return self.shape.index(None) if None in self.shape else None
+    def __post_init__(self) -> None:
+        growing = self.shape.index(None) if None in self.shape else None
+        object.__setattr__(self, "growing", growing)
 
     def shape_of(self, length: int) -> tuple[int, ...]:
         """Shape of a chunk of `length`."""
@@ -141,7 +143,9 @@ class ChunkRun:
     @property
     def nbytes(self) -> int:
         """Bytes of all chunks together."""
-        return sum(self.layout.nbytes_of(stamp.length) for stamp in self.stamps)
+        if self.layout.growing is None:
+            return len(self.stamps) * self.layout.nbytes_of(1)
+        return sum(stamp.length for stamp in self.stamps) * self.layout.nbytes_of(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,13 +345,9 @@ def _chunk_run(values: dict[str, Any]) -> ChunkRun | None:
     sizes_fit = all(size is None or (type(size) is int and size >= 0) for size in shape)
     if not sizes_fit or shape.count(None) > 1 or len(shape) > MAX_AXES:
         return None
-    stamps = []
-    for chunk in chunks:
-        match chunk:
-            case [length, unix_ns, monotonic_ns] if _are_counts(length, unix_ns, monotonic_ns):
-                stamps.append(ChunkStamp(length, unix_ns, monotonic_ns))
-            case _:
-                return None
+    stamps = _stamps(chunks)
+    if stamps is None:
+        return None
     layout = Layout(dtype_from_json(dtype), tuple(shape), stack_axis)
     # An array without samples may still claim axes that NumPy has no index for.
     longest = max((stamp.length for stamp in stamps), default=0)
@@ -356,7 +356,19 @@ def _chunk_run(values: dict[str, Any]) -> ChunkRun | None:
         >= _INT64
     ):
         return None
-    return ChunkRun(array, trial, first, layout, tuple(stamps))
+    return ChunkRun(array, trial, first, layout, stamps)
+
+
+def _stamps(chunks: list[Any]) -> tuple[ChunkStamp, ...] | None:
+    """Check all at once: a frame has up to thousands, and is decoded by every reader."""
+    if not all(type(chunk) is list and len(chunk) == len(ChunkStamp._fields) for chunk in chunks):
+        return None
+    numbers = list(itertools.chain.from_iterable(chunks))
+    if numbers and not (
+        set(map(type, numbers)) == {int} and _are_counts(min(numbers), max(numbers))
+    ):
+        return None
+    return tuple(map(ChunkStamp._make, chunks))
 
 
 def _trial_commit(values: dict[str, Any]) -> TrialCommit | None:

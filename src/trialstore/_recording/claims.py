@@ -6,7 +6,6 @@ Blocking functions, each called in the worker thread.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import time
 import uuid
@@ -108,14 +107,16 @@ def claim(place: Place, task: str) -> Lock | None:
 
 
 def _has_not_begun(folder: Path, *, is_ours: bool = False) -> bool:
-    """Whether all there is are a journal without a segment and files that were only being made."""
+    """Whether all there is are a journal without a segment and files that were only being made.
+
+    An empty folder may be anybody's, and is a task, as in AxoPy.
+    """
     journal = folder / layout.JOURNAL
-    if not all(map(layout.is_building, _names(folder) - {layout.JOURNAL})):
+    if not layout.is_folder(journal):
         return False
-    if layout.is_folder(journal):
-        is_used = not all(map(layout.is_building, _names(journal) - {layout.LOCK}))
-        return not is_used and (is_ours or holder(journal / layout.LOCK) is None)
-    return not os.path.lexists(journal)
+    others = (_names(folder) - {layout.JOURNAL}) | (_names(journal) - {layout.LOCK})
+    is_idle = is_ours or holder(journal / layout.LOCK) is None
+    return is_idle and all(map(layout.is_building, others))
 
 
 def _names(folder: Path) -> set[str]:

@@ -157,7 +157,8 @@ def check_follows(
 
 def length_of(layout: Layout, shape: tuple[int, ...]) -> int:
     """Length that a chunk of `shape` has in `layout`."""
-    return 1 if layout.growing is None else shape[layout.growing]
+    axis = layout.growing
+    return 1 if axis is None else shape[axis]
 
 
 def snapshot(
