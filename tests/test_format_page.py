@@ -41,6 +41,8 @@ from trialstore._ondisk.entries import CleanEnd, LossNote, Opening, PoisonNote, 
 from trialstore._ondisk.journal import FrameType
 from trialstore._ondisk.losses import Loss
 from trialstore._ondisk.manifest import Manifest, StoredArray
+from trialstore._upkeep.discovery import DAMAGED_MANIFEST
+from trialstore._upkeep.proof import RECOVERING
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -469,6 +471,7 @@ def test_the_files_are_the_codes() -> None:
         f"NAME{layout.ARRAY_SUFFIX}",
         f"NAME{layout.PICKLE_SUFFIX}",
         layout.MANIFEST,
+        f"{DAMAGED_MANIFEST}CRC",
         f"{layout.INTERRUPTED}/",
         f"{layout.JOURNAL}/",
         f"{layout.JOURNAL}/{layout.segment_name(1)}",
@@ -478,6 +481,7 @@ def test_the_files_are_the_codes() -> None:
         f"{layout.JOURNAL}/{layout.BASE}",
         f"{layout.JOURNAL}/{layout.ANSWER}",
         f"{layout.JOURNAL}/{layout.RESERVE}",
+        f"{layout.JOURNAL}/{RECOVERING}",
     ]
     assert members_of("timing.csv", "column") == list(table.Timing._fields)
     own = [field.name for field in fields(Manifest)]
