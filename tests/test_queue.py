@@ -48,12 +48,21 @@ async def test_the_bound_holds_and_the_peak_is_kept() -> None:
     assert queue.has_room(100)
     queue.put(lane, item(), 60)
     assert not queue.has_room(41)
-    taken, size = lane.batch()
-    assert (taken, size, queue.used) == ([item()], 60, 60)
-    assert lane.batch() == (taken, size)  # until they are durable, items stay
-    lane.drop(1)
-    queue.release(size)
-    assert (queue.used, queue.peak, lane.batch()) == (0, 60, ([], 0))
+    parcel = lane.take()
+    assert parcel is not None
+    assert (parcel.items, parcel.size, queue.used) == ([item()], 60, 60)
+    queue.put(lane, item("y"), 5)
+    assert lane.take() is parcel  # until they are durable, items stay, and no other joins them
+    assert parcel.items == [item()]
+    lane.drop()
+    lane.drop()  # what was not taken is not dropped
+    queue.release(parcel.size)
+    parcel = lane.take()
+    assert parcel is not None
+    assert (parcel.items, queue.used, queue.peak) == ([item("y")], 5, 65)
+    lane.drop()
+    queue.release(5)
+    assert (queue.used, lane.take()) == (0, None)
     with pytest.raises(QueueFull):
         queue.require_possible(101)
     assert "0 of 100" in repr(queue)

@@ -12,7 +12,6 @@ import numpy as np
 
 from trialstore._errors import QueueFull, StorageError
 from trialstore._ondisk.chunks import opaque
-from trialstore._ondisk.entries import ChunkStamp
 from trialstore._ondisk.losses import Loss
 from trialstore._recording import intake
 from trialstore._recording.items import ITEM_OVERHEAD, ChunkItem, EndItem, TrialItem
@@ -107,7 +106,8 @@ class Channel:
 
     async def write(self, trial: object) -> Receipt:
         """Accept a trial, waiting for room if the policy says so."""
-        await self._breathe()
+        if time.monotonic_ns() - self._yielded_ns > _YIELD_AFTER_NS:
+            await self._breathe()
         began = time.perf_counter_ns()
         taken = self._snapshot(trial)
         if not self._queue.has_room(taken.size):
@@ -164,11 +164,12 @@ class Channel:
 
     async def append(self, name: str, chunk: object) -> None:
         """Accept a chunk of the open trial, waiting for room if the policy says so."""
-        await self._breathe()
+        if time.monotonic_ns() - self._yielded_ns > _YIELD_AFTER_NS:
+            await self._breathe()
         began = time.perf_counter_ns()
         self.lifecycle.require_open()
         item = self._chunk(name, chunk)
-        size = item.nbytes + ITEM_OVERHEAD
+        size = len(item.data) + ITEM_OVERHEAD
         if not self._queue.has_room(size):
             self._queue.require_possible(size)
             if self._on_full != "wait":
@@ -186,7 +187,7 @@ class Channel:
         began = time.perf_counter_ns()
         self.lifecycle.require_open()
         item = self._chunk(name, chunk)
-        size = item.nbytes + ITEM_OVERHEAD
+        size = len(item.data) + ITEM_OVERHEAD
         if not self._queue.has_room(size):
             self._queue.require_possible(size)
             raise self._full(size)
@@ -202,14 +203,15 @@ class Channel:
             and chunk.dtype == known.layout.dtype
         ):
             # As the chunk before it, which is what a device gives all day: nothing left to check.
-            array, layout, ordinal = chunk, known.layout, known.chunks
+            array, layout, ordinal, length = chunk, known.layout, known.chunks, known.length
         else:
             name = self.names.check(name)
             array = intake.take_chunk(chunk, name)
             layout, ordinal = self._place(name, array)
-        length = intake.length_of(layout, array.shape)
-        stamp = ChunkStamp(length, time.time_ns(), time.monotonic_ns())
-        return ChunkItem(name, self.next_trial, ordinal, layout, opaque(array).tobytes(), stamp)
+            length = intake.length_of(layout, array.shape)
+        now = (time.time_ns(), time.monotonic_ns())
+        data = opaque(array).tobytes()
+        return ChunkItem(name, self.next_trial, ordinal, layout, data, length, *now)
 
     def _place(self, name: str, array: NDArray[Any]) -> tuple[Layout, int]:
         """Layout of a chunk, and how many chunks of its array are before it in the open trial."""
@@ -222,7 +224,7 @@ class Channel:
         """After a wait: other calls may have been served in between."""
         known = self._open.arrays.get(item.array)
         if known is not None:
-            shape = item.layout.shape_of(item.stamp.length)
+            shape = item.layout.shape_of(item.length)
             intake.check_follows(
                 self.names.info(item.array), known, shape, item.layout.dtype, item.array
             )
@@ -234,26 +236,26 @@ class Channel:
     ) -> None:
         put = self._queue.put_reserved if reserved else self._queue.put
         put(self.lane, item, size)
-        known = self._open.arrays.get(item.array)
+        streamed, nbytes = self._open, len(item.data)
+        known = streamed.arrays.get(item.array)
         if known is None:
-            shape = item.layout.shape_of(item.stamp.length)
-            known = self._open.arrays[item.array] = intake.OpenArray(item.layout, shape)
+            shape = item.layout.shape_of(item.length)
+            known = intake.OpenArray(item.layout, shape, item.length)
+            streamed.arrays[item.array] = known
         known.chunks += 1
-        known.nbytes += item.nbytes
-        if self._open.first_unix_ns is None:
-            self._open.first_unix_ns = item.stamp.unix_ns
-        self.progress.reach(Level.ACCEPTED, self.next_trial, item.nbytes)
-        self._took(item.stamp.monotonic_ns)
+        known.nbytes += nbytes
+        if streamed.first_unix_ns is None:
+            streamed.first_unix_ns = item.unix_ns
+        self.progress.reach(Level.ACCEPTED, self.next_trial, nbytes)
+        self._took(item.monotonic_ns)
         self._tally.note_hold(time.perf_counter_ns() - began)
 
     # --- room -------------------------------------------------------------------------------------
 
     async def _breathe(self) -> None:
-        """Be a checkpoint often enough, and first of all: a cancelled call has taken nothing."""
-        now = time.monotonic_ns()
-        if now - self._yielded_ns > _YIELD_AFTER_NS:
-            await anyio.lowlevel.checkpoint()
-            self._yielded_ns = time.monotonic_ns()
+        """Be a checkpoint, before anything else: a cancelled call has taken nothing."""
+        await anyio.lowlevel.checkpoint()
+        self._yielded_ns = time.monotonic_ns()
 
     async def _reserve(self, size: int, check_again: Callable[[], None]) -> None:
         """Wait for room, then check again what was true before; if it is not, keep nothing."""
@@ -324,8 +326,8 @@ class Channel:
 
     def leave(self) -> None:
         """Give back everything this task still has in the queue."""
-        size = sum(nbytes for _, nbytes in self.lane.items)
-        self.lane.items.clear()
+        size = sum(parcel.size for parcel in self.lane.parcels)
+        self.lane.parcels.clear()
         self._queue.release(size)
         self._queue.remove_lane(self.lane)
 

@@ -118,7 +118,7 @@ class Closing:
             channel.put_end(end_of(channel, story))
         job = self._writer.unsettled(channel)
         problem = self.write_failed(channel, None if job is None else job.error)
-        items = [item for item, _ in channel.lane.items]
+        items = [item for parcel in channel.lane.parcels for item in parcel.items]
         losses = (() if job is None else job.losses) + channel.take_losses()
         self._writer.drop(channel)
 

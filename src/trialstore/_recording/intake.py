@@ -21,7 +21,7 @@ from trialstore._ondisk.chunks import (
     refusal_of_dtype,
     refusal_of_shape,
 )
-from trialstore._ondisk.entries import ChunkStamp, TrialCommit, layout_of
+from trialstore._ondisk.entries import TrialCommit, layout_of
 from trialstore._ondisk.layout import check_name, folded
 from trialstore._ondisk.values import encode_attrs
 from trialstore._recording.items import ITEM_OVERHEAD, ChunkItem
@@ -45,6 +45,7 @@ class OpenArray:
 
     layout: Layout
     shape: tuple[int, ...]
+    length: int
     chunks: int = 0
     nbytes: int = 0
 
@@ -271,8 +272,8 @@ def items_of(
             if shared is None or shared[0] != data.shape:
                 shared = (data.shape, *layout_of(data.shape, data.dtype, part.stack_axis))
             _, layout, length = shared
-            stamp = ChunkStamp(length, unix_ns, monotonic_ns)
-            chunks.append(ChunkItem(part.name, trial, ordinal, layout, as_bytes(data), stamp))
+            place = (part.name, trial, ordinal, layout)
+            chunks.append(ChunkItem(*place, as_bytes(data), length, unix_ns, monotonic_ns))
             nbytes += data.nbytes
         counts[part.name] = (len(part.chunks), nbytes)
         first.append(part.chunks[0][1])

@@ -64,7 +64,8 @@ class Progress:
 
     def reach(self, level: Level, trials: int, nbytes: int) -> None:
         """Note that the trials before number `trials` reached `level`, with `nbytes` more bytes."""
-        self.trials[level - 1] = max(self.trials[level - 1], trials)
+        if trials > self.trials[level - 1]:
+            self.trials[level - 1] = trials
         self.bytes[level - 1] += nbytes
 
     def wake(self) -> None:

@@ -10,7 +10,7 @@ queue cannot starve another; within a lane first come is first served.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import anyio
@@ -20,8 +20,8 @@ from trialstore._errors import QueueFull
 if TYPE_CHECKING:
     from trialstore._recording.items import Item
 
-#: Most that one lane gives to one batch: bounds how long other tasks wait for their turn on the
-#: disk.
+#: Most that one lane gives to one batch, unless one item is larger: bounds how long other tasks
+#: wait for their turn on the disk.
 BATCH_BYTES = 32 * 2**20
 
 
@@ -33,32 +33,50 @@ class _Waiter:
     served: bool = False
 
 
+@dataclass(slots=True)
+class Parcel:
+    """Items that become durable together, and the bytes counted for them.
+
+    Packed while they come, because taking a batch apart from a queue of single items held the loop
+    for milliseconds.
+    """
+
+    items: list[Item] = field(default_factory=list)
+    size: int = 0
+    is_taken: bool = False
+
+
 class Lane:
     """One task's part of the queue."""
 
     def __init__(self) -> None:
-        self.items: deque[tuple[Item, int]] = deque()
+        self.parcels: deque[Parcel] = deque()
         self.waiters: deque[_Waiter] = deque()
 
-    def batch(self) -> tuple[list[Item], int]:
-        """Return the items of the next batch with their size; they stay here until `drop`.
+    def add(self, item: Item, size: int) -> None:
+        """Add an item to the last parcel, or to a new one if that is full or was taken."""
+        parcel = self.parcels[-1] if self.parcels else None
+        if parcel is None or parcel.is_taken or parcel.size + size > BATCH_BYTES:
+            parcel = Parcel()
+            self.parcels.append(parcel)
+        parcel.items.append(item)
+        parcel.size += size
+
+    def take(self) -> Parcel | None:
+        """Return the next batch, to which nothing is added any more; it stays here until `drop`.
 
         A KeyboardInterrupt may come between any two steps of ours: what is not durable is never
         held by a local variable alone.
         """
-        taken: list[Item] = []
-        size = 0
-        for item, nbytes in self.items:
-            if taken and size + nbytes > BATCH_BYTES:
-                break
-            taken.append(item)
-            size += nbytes
-        return taken, size
+        if not self.parcels:
+            return None
+        self.parcels[0].is_taken = True
+        return self.parcels[0]
 
-    def drop(self, count: int) -> None:
-        """Forget the first `count` items: they are durable."""
-        for _ in range(min(count, len(self.items))):
-            self.items.popleft()
+    def drop(self) -> None:
+        """Forget the batch that was taken: it is durable."""
+        if self.parcels and self.parcels[0].is_taken:
+            self.parcels.popleft()
 
 
 class BoundedQueue:
@@ -108,11 +126,11 @@ class BoundedQueue:
     def put(self, lane: Lane, item: Item, size: int) -> None:
         """Add an item for which there is room (or an end record, which always goes in)."""
         self._count(size)
-        lane.items.append((item, size))
+        lane.add(item, size)
 
     def put_reserved(self, lane: Lane, item: Item, size: int) -> None:
         """Add an item for which `reserve` has counted the bytes already."""
-        lane.items.append((item, size))
+        lane.add(item, size)
 
     async def reserve(self, lane: Lane, size: int) -> None:
         """Wait until `size` bytes are counted for the caller, who then puts without waiting.
@@ -175,4 +193,5 @@ class BoundedQueue:
 
     def _count(self, size: int) -> None:
         self.used += size
-        self.peak = max(self.peak, self.used)
+        if self.used > self.peak:
+            self.peak = self.used

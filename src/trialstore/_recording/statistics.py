@@ -76,7 +76,8 @@ class Tally:
 
     def note_hold(self, nanoseconds: int) -> None:
         """A call held the loop for so long."""
-        self.longest_hold_ns = max(self.longest_hold_ns, nanoseconds)
+        if nanoseconds > self.longest_hold_ns:
+            self.longest_hold_ns = nanoseconds
 
     def note_commit(self, began_unix_ns: int, seconds: float) -> None:
         """A group commit took so long."""

@@ -16,8 +16,8 @@ import anyio
 import anyio.lowlevel
 
 from trialstore._errors import StorageError
-from trialstore._ondisk.entries import ChunkStamp, LossNote, SyncMark, encode
-from trialstore._recording.items import ChunkItem, TrialItem, encode_batch
+from trialstore._ondisk.entries import LossNote, SyncMark, encode
+from trialstore._recording.items import TrialItem, encode_batch
 from trialstore._recording.progress import Level
 
 if TYPE_CHECKING:
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from trialstore._ondisk.entries import Entry
     from trialstore._ondisk.losses import Loss
     from trialstore._recording.channel import Channel
-    from trialstore._recording.items import Item
-    from trialstore._recording.queue import BoundedQueue
+    from trialstore._recording.queue import BoundedQueue, Parcel
     from trialstore._recording.statistics import Tally
     from trialstore._recording.trouble import Troubles
     from trialstore._recording.worker import Worker
@@ -46,12 +45,13 @@ class Job:
     """One task's part of a batch, until it is durable."""
 
     channel: Channel
-    items: Sequence[Item]
-    size: int
     trials: int
+    parcel: Parcel | None = None
     losses: tuple[Loss, ...] = ()
     entries: list[Entry] = field(default_factory=list)
+    count: int = 0
     nbytes: int = 0
+    oldest_ns: int | None = None
     committed: bool = False
     error: Exception | None = None
     retry_at: float = 0.0
@@ -62,24 +62,32 @@ class Job:
             return
         try:
             if not self.entries:
-                self.nbytes = sum(item.nbytes for item in self.items)
-                notes = [encode(LossNote(self.losses))] if self.losses else []
-                self.entries = notes + (encode_batch(self.items) or [encode(SyncMark())])
+                self._encode()
             self.channel.journal.commit(self.entries, self.trials)
         except Exception as error:  # noqa: BLE001 - kept with the batch, reported, and tried again
             self.error = error
         else:
             self.committed, self.error = True, None
+            # Here and not on the loop: giving 32 MiB back takes a millisecond.
+            self.entries = []
+            if self.parcel is not None:
+                self.parcel.items.clear()
+
+    def _encode(self) -> None:
+        items = [] if self.parcel is None else self.parcel.items
+        entries = [encode(LossNote(self.losses))] if self.losses else []
+        entries += encode_batch(items) or [encode(SyncMark())]
+        self.count = len(items)
+        self.nbytes = sum(item.nbytes for item in items)
+        self.oldest_ns = items[0].accepted_ns if items else None
+        past = [item.commit.trial + 1 for item in reversed(items) if isinstance(item, TrialItem)]
+        self.trials = past[0] if past else self.trials
+        self.entries = entries
 
     @property
-    def oldest_ns(self) -> int | None:
-        """Monotonic time at which the first of its trials or chunks was accepted."""
-        match self.items[0] if self.items else None:
-            case ChunkItem(stamp=ChunkStamp(monotonic_ns=since)):
-                return since
-            case TrialItem(commit=commit):
-                return commit.monotonic_ns
-        return None
+    def size(self) -> int:
+        """Bytes of the queue that it gives back."""
+        return 0 if self.parcel is None else self.parcel.size
 
 
 class Writer:
@@ -225,10 +233,10 @@ class Writer:
                 continue
             job = _next_job(channel)
             if job is not None or self._wants_mark(channel):
-                job = job or Job(channel, [], 0, channel.progress.trials[Level.DURABLE - 1])
+                job = job or Job(channel, channel.progress.trials[Level.DURABLE - 1])
                 self._jobs[channel] = job
                 jobs.append(job)
-            if job is not None and len(channel.lane.items) > len(job.items):
+            if len(channel.lane.parcels) > 1:
                 self.notify()
         # Whoever came first in this batch comes last in the next.
         self.channels.extend(self.channels[:1])
@@ -273,13 +281,13 @@ class Writer:
         channel, progress = job.channel, job.channel.progress
         if self._jobs.pop(channel, None) is None:
             return  # given up while the disk did not answer; its bytes were released then
-        channel.lane.drop(len(job.items))
+        if job.parcel is not None:
+            channel.lane.drop()
         for level in (Level.WRITTEN, Level.DURABLE):
             progress.reach(level, job.trials, job.nbytes)
-        progress.durable_items += len(job.items)
-        since = job.oldest_ns
-        if since is not None:
-            waited = time.monotonic_ns() - since
+        progress.durable_items += job.count
+        if job.oldest_ns is not None:
+            waited = time.monotonic_ns() - job.oldest_ns
             self._tally.longest_to_durable_ns = max(self._tally.longest_to_durable_ns, waited)
         self._queue.release(job.size)
         progress.wake()
@@ -327,7 +335,8 @@ class Writer:
                         failed.append(channel)
                         break
                     self._jobs.pop(channel, None)
-                    channel.lane.drop(len(job.items))
+                    if job.parcel is not None:
+                        channel.lane.drop()
                     channel.progress.reach(Level.DURABLE, job.trials, job.nbytes)
             return failed
         finally:
@@ -336,10 +345,8 @@ class Writer:
 
 def _next_job(channel: Channel) -> Job | None:
     """Take what a task has queued, as the next part of a batch."""
-    items, size = channel.lane.batch()
+    parcel = channel.lane.take()
     losses = channel.take_losses() if channel.refused else ()
-    if not items and not losses:
+    if parcel is None and not losses:
         return None
-    trials = channel.progress.trials[Level.DURABLE - 1]
-    trials += sum(isinstance(item, TrialItem) for item in items)
-    return Job(channel, items, size, trials, losses)
+    return Job(channel, channel.progress.trials[Level.DURABLE - 1], parcel, losses)
