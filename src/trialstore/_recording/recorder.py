@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import time
 import warnings
@@ -38,6 +39,11 @@ if TYPE_CHECKING:
     from trialstore._recording.trouble import Trouble
 
     Spawn = Callable[[Callable[[], Coroutine[Any, Any, None]]], object]
+
+# anyio loads its part for asyncio when a loop first asks: 5 to 35 ms in which that loop stands
+# still.
+with contextlib.suppress(ImportError):
+    importlib.import_module("anyio._backends._asyncio")
 
 T = TypeVar("T")
 
