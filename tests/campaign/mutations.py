@@ -230,8 +230,8 @@ MUTATIONS: Final = (
     Mutation(
         "the copy of an appended chunk",
         "_recording/channel.py",
-        "layout, opaque(array).tobytes(), stamp)\n",
-        "layout, memoryview(opaque(array).reshape(-1).view('u1')), stamp)\n",
+        "data = opaque(array).tobytes()\n",
+        "data = memoryview(opaque(array).reshape(-1).view('u1'))\n",
         "test_recording::test_the_caller_may_reuse_its_buffers_at_once",
     ),
     Mutation(
