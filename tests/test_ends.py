@@ -393,7 +393,11 @@ def test_kill_keeps_every_durable_trial(
 def test_the_publisher_is_not_in_the_terminals_group(
     tmp_path: Path, script: Callable[..., Script]
 ) -> None:
-    """The child has a session of its own and the lowest priority, and ends with its work."""
+    """The child has a group of its own and the lowest priority, and ends with its work.
+
+    It is in the recorder's session: where it had its own, Linux's autogroup feature gave it as much
+    of the processors as the recorder, however low its priority was.
+    """
     code = """
         async def main():
             async with Storage(sys.argv[1]) as storage:
@@ -407,8 +411,10 @@ def test_the_publisher_is_not_in_the_terminals_group(
     """
     program = script(code, tmp_path / "data", "asyncio", stdin=subprocess.PIPE)
     pid = int(program.wait_for_line())
-    assert os.getsid(pid) == pid
+    assert os.getpgid(pid) == pid
+    assert os.getsid(pid) == os.getsid(program.process.pid)
     assert os.getpriority(os.PRIO_PROCESS, pid) == 19
+    assert os.sched_getscheduler(pid) == os.SCHED_IDLE
     assert program.process.stdin is not None
     program.process.stdin.close()
     program.process.stdin = None

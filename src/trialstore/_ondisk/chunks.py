@@ -7,12 +7,12 @@ it is; several are joined by ``vstack``, ``hstack`` or ``dstack`` for ``stack_ax
 from __future__ import annotations
 
 import math
-import zlib
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from trialstore._errors import FormatError
+from trialstore._ondisk.checksum import crc32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -216,7 +216,7 @@ def blocks(array: NDArray[Any], axis: int, length: int) -> Iterator[NDArray[Any]
 def crc_of(array: NDArray[Any]) -> int:
     """CRC-32 of the bytes of `array` in C order."""
     flat = np.ascontiguousarray(opaque(array))
-    return zlib.crc32(flat.reshape(-1).view(np.uint8).data) if flat.size else 0
+    return crc32(flat.reshape(-1).view(np.uint8).data) if flat.size else 0
 
 
 def slabs(

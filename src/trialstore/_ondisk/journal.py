@@ -12,12 +12,12 @@ gigabytes.
 from __future__ import annotations
 
 import struct
-import zlib
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from trialstore._errors import FormatError
+from trialstore._ondisk.checksum import crc32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -127,7 +127,7 @@ def padded(length: int) -> int:
 def encode_header(session: bytes) -> bytes:
     """Return the 64 bytes that begin a segment: the same 32 bytes twice, each with its own CRC."""
     copy = _HEADER.pack(HEADER_MAGIC, session, VERSION)
-    copy += _CRC.pack(zlib.crc32(copy))
+    copy += _CRC.pack(crc32(copy))
     return copy + copy
 
 
@@ -143,7 +143,7 @@ def parse_header(data: Buffer) -> bytes | None:
         copy = bytes(data[start : start + HEADER_COPY])
         if len(copy) < HEADER_COPY or not copy.startswith(HEADER_MAGIC):
             continue
-        if _CRC.unpack_from(copy, _HEADER.size)[0] != zlib.crc32(copy[: _HEADER.size]):
+        if _CRC.unpack_from(copy, _HEADER.size)[0] != crc32(copy[: _HEADER.size]):
             continue
         _, session, version = _HEADER.unpack_from(copy)
         if version != VERSION:
@@ -162,7 +162,7 @@ def frames_in(read: Read, size: int, session: bytes) -> int:
 
 def salt_of(session: bytes) -> int:
     """Start value of a session's header CRCs, so that frames of another journal never fit."""
-    return zlib.crc32(session)
+    return crc32(session)
 
 
 def encode_frame(
@@ -183,13 +183,13 @@ def encode_frame(
     body_crc = 0
     length = len(head)
     for piece in body:
-        body_crc = zlib.crc32(piece, body_crc)
+        body_crc = crc32(piece, body_crc)
         length += len(piece)
     header = _FRAME.pack(
         *(FRAME_MAGIC, kind, 0, FRAME_SIZE, length, seq, synced_to),
-        *(previous, len(meta), zlib.crc32(meta), body_crc, 0),
+        *(previous, len(meta), crc32(meta), body_crc, 0),
     )
-    own = zlib.crc32(header, salt)
+    own = crc32(header, salt)
     pieces: list[Buffer] = [header + _CRC.pack(own) + head, *body]
     if length % ALIGNMENT:
         pieces.append(_ZEROS[: -length % ALIGNMENT])
@@ -201,7 +201,7 @@ def parse_frame(data: Buffer, offset: int, salt: int) -> Frame | None:
     if len(data) < FRAME_SIZE or data[:4] != FRAME_MAGIC:
         return None
     (crc,) = _CRC.unpack_from(data, _FRAME.size)
-    if zlib.crc32(data[: _FRAME.size], salt) != crc:
+    if crc32(data[: _FRAME.size], salt) != crc:
         return None
     fields = _FRAME.unpack_from(data)
     _, kind, _flags, size, length, seq, synced, previous, meta, meta_crc, body_crc, _zero = fields
@@ -306,12 +306,12 @@ def _next_frame(
 def read_meta(read: Read, frame: Frame) -> bytes | None:
     """Return the descriptive part of a frame's payload, or None if it does not fit its checksum."""
     meta = read(frame.meta_offset, frame.meta_length)
-    return meta if zlib.crc32(meta) == frame.meta_crc else None
+    return meta if crc32(meta) == frame.meta_crc else None
 
 
 def crc_fits(body: Buffer, frame: Frame) -> bool:
     """Say whether a frame's samples, read as one, are whole."""
-    return len(body) == frame.body_length and zlib.crc32(body) == frame.body_crc
+    return len(body) == frame.body_length and crc32(body) == frame.body_crc
 
 
 def body_is_whole(read: Read, frame: Frame) -> bool:
@@ -321,7 +321,7 @@ def body_is_whole(read: Read, frame: Frame) -> bool:
         piece = read(at, min(_SEARCH_BYTES, end - at))
         if not piece:
             return False
-        crc = zlib.crc32(piece, crc)
+        crc = crc32(piece, crc)
         at += len(piece)
     return crc == frame.body_crc
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from trialstore._errors import DamagedData, FormatError
+from trialstore._ondisk.checksum import crc32
 from trialstore._ondisk.disk import read_file
 from trialstore._ondisk.layout import MANIFEST, is_valid_name
 from trialstore._ondisk.losses import Loss
@@ -163,7 +163,7 @@ class Manifest:
         lines += [f"  {json.dumps(name)}: {_member(value)}" for name, value in values.items()]
         # A traceback may quote a file name that is not Unicode; publication must not fail over it.
         body = ("{\n" + ",\n".join(lines)).encode("utf-8", "replace")
-        return body + f',\n  "checksum": "crc32:{zlib.crc32(body):08x}"\n}}\n'.encode()
+        return body + f',\n  "checksum": "crc32:{crc32(body):08x}"\n}}\n'.encode()
 
 
 def decode(data: bytes, path: Path) -> Manifest:
@@ -196,7 +196,7 @@ def decode(data: bytes, path: Path) -> Manifest:
             f"this trialstore knows {VERSION}: update it"
         )
     found = _CHECKSUM.search(data)
-    if found is None or int(found[1], 16) != zlib.crc32(data[: found.start()]):
+    if found is None or int(found[1], 16) != crc32(data[: found.start()]):
         raise DamagedData(
             f"{str(path)!r} does not fit its own checksum: it was edited or damaged; "
             "restore it from a copy (the data beside it may be whole)",
@@ -244,7 +244,7 @@ def read_described(folder: Path, described: Manifest, name: str) -> bytes:
     except OSError as error:
         raise DamagedData(f"{str(path)!r} cannot be read: {error}", path) from error
     said = described.files.get(name)
-    if said is None or said["size"] != len(data) or said["crc32"] != zlib.crc32(data):
+    if said is None or said["size"] != len(data) or said["crc32"] != crc32(data):
         raise DamagedData(
             f"{str(path)!r} is not as it was published: it was edited (perhaps saved by a "
             "spreadsheet) or damaged; restore it from a copy, or read it with pandas",

@@ -8,10 +8,10 @@ it, none with it (reliability.md, section 0). Layout and reasons: ``docs/referen
 from __future__ import annotations
 
 import struct
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from trialstore._ondisk.checksum import crc32
 from trialstore._ondisk.numbers import MOST
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Witness:
             self.chain,
             self.monotonic_ns,
         )
-        return (data + _CRC.pack(zlib.crc32(data))).ljust(SLOT_SIZE, b"\0")
+        return (data + _CRC.pack(crc32(data))).ljust(SLOT_SIZE, b"\0")
 
 
 def newest(data: Buffer, session: bytes) -> Witness | None:
@@ -117,6 +117,6 @@ def _statements(data: Buffer) -> Iterator[Witness]:
         slot = bytes(data[start : start + _SLOT.size + _CRC.size])
         if len(slot) < _SLOT.size + _CRC.size or not slot.startswith(_MAGIC):
             continue
-        if zlib.crc32(slot[: _SLOT.size]) != _CRC.unpack_from(slot, _SLOT.size)[0]:
+        if crc32(slot[: _SLOT.size]) != _CRC.unpack_from(slot, _SLOT.size)[0]:
             continue
         yield Witness(*_SLOT.unpack_from(slot)[1:])

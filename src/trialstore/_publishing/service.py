@@ -271,17 +271,8 @@ def publish_once(folder: Path, options: dict[str, Any]) -> None:
         publisher.close()
 
 
-def be_modest() -> None:
-    """Take the lowest priority that the system offers."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.nice(19)
-    with contextlib.suppress(OSError, AttributeError):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-
-
 def main() -> None:
     """Run as the child process: commands on standard input, one JSON object a line."""
-    be_modest()
     # What a journal becomes is kept until the end and has no cycles: looking for some took a fifth
     # of the time of a hundred thousand rows.
     gc.set_threshold(100_000)

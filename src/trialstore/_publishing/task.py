@@ -12,7 +12,6 @@ import json
 import os
 import time
 import uuid
-import zlib
 from collections import deque
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ import numpy as np
 
 from trialstore._errors import DamagedData, PublishFailed, StorageError
 from trialstore._ondisk import chunks, layout, manifest, recovery
+from trialstore._ondisk.checksum import crc32
 from trialstore._ondisk.disk import current, read_file
 from trialstore._ondisk.entries import CleanEnd
 from trialstore._ondisk.lock import acquire, holder
@@ -264,7 +264,7 @@ class TaskPublisher:
         if read_file(hidden) != data:
             raise PublishFailed(f"{str(hidden)!r} reads back differently")
         self._disk.replace(hidden, self.folder / name)
-        return {"size": len(data), "crc32": zlib.crc32(data)}
+        return {"size": len(data), "crc32": crc32(data)}
 
     def publish(self) -> int:
         """Publish everything durable so far while recording goes on; return the number of trials.
@@ -433,7 +433,7 @@ class TaskPublisher:
         for path in sorted(self.folder.glob(f"*{layout.PICKLE_SUFFIX}")):
             with contextlib.suppress(OSError):  # a link or a device: not ours to vouch for
                 data = read_file(path)
-                found[path.name] = {"size": len(data), "crc32": zlib.crc32(data)}
+                found[path.name] = {"size": len(data), "crc32": crc32(data)}
         return found
 
     def _keep_uncommitted(self) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from trialstore._errors import DamagedData, StorageError
 from trialstore._ondisk import chunks, layout
 from trialstore._ondisk.manifest import read_described
 from trialstore._ondisk.table import check_columns, parse_timing
-from trialstore._reading.ahead import checked_ahead
 from trialstore._reading.frame import columns_from_csv, frame_from_csv, rows_of, without
 from trialstore._reading.hdf5 import ArrayFile
 from trialstore._reading.source import ArraySummary, Times, Window, attrs_of, frame_of, summary
@@ -26,11 +25,6 @@ if TYPE_CHECKING:
     from trialstore._ondisk.manifest import Manifest, StoredArray
     from trialstore._ondisk.table import Columns
     from trialstore._reading.frame import Cells
-
-#: Trials of so many blocks (of 256 KiB) are checked while the next is read: smaller ones do not pay
-#: for the way to another thread and back, and of larger ones two would take too much memory.
-_AHEAD_FROM: Final = 2
-_AHEAD_UNTIL: Final = 256
 
 
 class PublishedSource:
@@ -145,32 +139,13 @@ class PublishedSource:
         self, name: str, trials: Sequence[int], *, verify: bool
     ) -> Iterator[NDArray[Any] | None]:
         """Yield arrays of some trials, with the file open from the first to the last."""
-        path = layout.array_path(self._folder, name)
-        stored = self._manifest.arrays[name].trials.values()
-        most = max((len(array.blocks) for array in stored), default=0)
-        ahead = verify and _AHEAD_FROM <= most <= _AHEAD_UNTIL
-
-        def check(found: tuple[int, NDArray[Any] | None]) -> None:
-            trial, array = found
-            if array is not None:
-                stored = self._stored(name, trial)
-                self._verify(array, stored, _all_of(stored), path)
-
         with self._open(name) as file:
-            read = self._each_read(file, name, trials, verify=verify and not ahead)
-            for _, array in checked_ahead(read, check) if ahead else read:
-                yield array
-
-    def _each_read(
-        self, file: ArrayFile, name: str, trials: Sequence[int], *, verify: bool
-    ) -> Iterator[tuple[int, NDArray[Any] | None]]:
-        for trial in trials:
-            self.require_whole(name, trial)
-            if self.has(name, trial):
-                stored = self._stored(name, trial)
-                yield trial, self._read(file, name, stored, None, verify=verify)
-            else:
-                yield trial, None
+            for trial in trials:
+                self.require_whole(name, trial)
+                if self.has(name, trial):
+                    yield self._read(file, name, self._stored(name, trial), None, verify=verify)
+                else:
+                    yield None
 
     def losses(self) -> list[Loss]:
         return list(self._manifest.losses)

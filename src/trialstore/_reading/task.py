@@ -7,7 +7,6 @@ import functools
 import operator
 import os
 import time
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from trialstore._errors import DamagedData, InvalidName, InvalidTrial, TaskNotFound
 from trialstore._ondisk import layout, pickles
+from trialstore._ondisk.checksum import crc32
 from trialstore._ondisk.disk import read_file
 from trialstore._reading.catalogue import frame_from_times
 from trialstore._reading.current import CurrentSource
@@ -224,7 +224,7 @@ class TaskReader:
             raise InvalidName(f"task {self.root.name!r} has no pickle {name!r}") from error
         except OSError as error:
             raise DamagedData(f"{str(path)!r} cannot be read: {error}", path) from error
-        if said is not None and (said["size"] != len(data) or said["crc32"] != zlib.crc32(data)):
+        if said is not None and (said["size"] != len(data) or said["crc32"] != crc32(data)):
             raise DamagedData(f"{str(path)!r} was changed or damaged after publication", path)
         return pickles.loads(data, trusted=trusted, path=path)
 

@@ -32,7 +32,10 @@ _WORDS_KEPT: Final = 2000
 #: Not `-m`: the package may be importable only through the parent's sys.path. `-P` keeps the
 #: experiment's folder, with its own `random.py`, out of the way until the parent's path is taken
 #: over.
-_PROGRAM: Final = "from trialstore._publishing.service import main; main()"
+_PROGRAM: Final = (
+    "from trialstore._publishing.modesty import be_modest; be_modest();"
+    "from trialstore._publishing.service import main; main()"
+)
 
 
 #: Children that outlive their Storage: kept, so that they are reaped and Python does not warn of
@@ -136,8 +139,10 @@ class Publisher:
                 subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.IDLE_PRIORITY_CLASS
             )
         else:
-            # A session of its own: Ctrl-C in the terminal is for the experiment alone.
-            options["start_new_session"] = True
+            # Ctrl-C in the terminal is for the experiment alone. Not a session of its own: Linux
+            # weighs sessions before processes (sched(7), autogroup), and the child's low priority
+            # meant nothing then: a loop that woke up waited for it, up to 4 ms.
+            options["process_group"] = 0
         try:
             if self._words is None:
                 self._words = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as we do

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import unicodedata
-import zlib
 from typing import TYPE_CHECKING, Any, Final
 
 from trialstore._errors import DamagedData, FormatError, StorageError
 from trialstore._ondisk import layout, manifest
+from trialstore._ondisk.checksum import crc32
 from trialstore._ondisk.disk import read_file
 from trialstore._ondisk.lock import holder
 from trialstore._upkeep import clearing
@@ -230,7 +230,7 @@ def as_if_whole(path: Path) -> Manifest | None:
         values: dict[str, Any] = json.loads(read_file(path))
         values.pop("checksum", None)
         body = json.dumps(values)[:-1].encode()
-        sealed = body + f',\n  "checksum": "crc32:{zlib.crc32(body):08x}"\n}}\n'.encode()
+        sealed = body + f',\n  "checksum": "crc32:{crc32(body):08x}"\n}}\n'.encode()
         return manifest.decode(sealed, path)
     except (OSError, ValueError, AttributeError, RecursionError, StorageError):
         return None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import zlib
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from trialstore._errors import DamagedData, FormatError, StorageError
 from trialstore._ondisk import chunks, layout
+from trialstore._ondisk.checksum import crc32
 from trialstore._ondisk.disk import open_reading, read_file
 from trialstore._reading.hdf5 import ArrayFile
 from trialstore._upkeep.tables import how_it_differs
@@ -108,7 +108,7 @@ class PublishedSet:
         size = crc = 0
         with os.fdopen(open_reading(path), "rb") as file:
             while piece := file.read(_PIECE):
-                size, crc = size + len(piece), zlib.crc32(piece, crc)
+                size, crc = size + len(piece), crc32(piece, crc)
                 self._found.tick(len(piece))
         return size, crc
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trialstore._errors import DamagedData, FormatError, StorageError, TaskLocked
 from trialstore._ondisk import disk, layout, manifest
+from trialstore._ondisk.checksum import crc32
 from trialstore._ondisk.disk import read_file
 from trialstore._ondisk.lock import acquire, holder
 from trialstore._publishing.service import publish_once
@@ -226,7 +226,7 @@ def _keep_manifest_aside(task: Path) -> None:
     except (DamagedData, FormatError):
         path = task / layout.MANIFEST
         with contextlib.suppress(OSError):
-            crc = zlib.crc32(read_file(path))
+            crc = crc32(read_file(path))
             disk.current().replace(path, path.with_name(f"{DAMAGED_MANIFEST}{crc:08x}"))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import TYPE_CHECKING, Any, Final
+
+from trialstore._ondisk.checksum import crc32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,7 +62,7 @@ def _undone(data: bytes, said: dict[str, int]) -> list[str]:
     for what, undo, _ in habits:
         data = undo(data)
         done.append(what)
-        if (len(data), zlib.crc32(data)) == (said["size"], said["crc32"]):
+        if (len(data), crc32(data)) == (said["size"], said["crc32"]):
             return done
     return []
 
