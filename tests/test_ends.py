@@ -295,6 +295,31 @@ def test_the_loop_closed_under_us(tmp_path: Path, script: Callable[..., Script])
     assert (reader.status, len(reader.trials)) == ("interrupted", 55)
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop"])  # trio calls it an error of its own
+def test_a_loop_that_ends_with_the_storage_open(
+    tmp_path: Path, backend: str, script: Callable[..., Script]
+) -> None:
+    """Nobody closes it: the program ends all the same, and what was accepted is written at exit."""
+    code = """
+        warnings.simplefilter("always")
+        async def main():
+            storage = Storage(sys.argv[1])
+            await storage.__aenter__()
+            storage.subject_id = "p0"
+            task = await storage.create_task("reach")
+            await fill(task)
+            for number in range(50):
+                task.write_nowait({"n": number})
+            raise SystemExit(7)
+        run(main)
+    """
+    code_out, _, err = script(code, tmp_path / "data", backend).end()
+    assert code_out == 7, err
+    assert "ResourceWarning" in err
+    reader = settled(tmp_path / "data")
+    assert (reader.status, len(reader.trials)) == ("interrupted", 55)
+
+
 def test_a_closed_coroutine(tmp_path: Path, script: Callable[..., Script]) -> None:
     """A coroutine that is thrown away (GeneratorExit) writes what was accepted without awaiting."""
     code = """

@@ -10,6 +10,7 @@ import functools
 import itertools
 import json
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -389,7 +390,8 @@ def _trial_commit(values: dict[str, Any]) -> TrialCommit | None:
     for cell in row:
         match cell:
             case [str(name), str(kind), str(text)]:
-                cells.append((name, kind, text))
+                # A long session has a hundred thousand rows of the same names.
+                cells.append((sys.intern(name), sys.intern(kind), text))
             case _:
                 return None
     counts = {}

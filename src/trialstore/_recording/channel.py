@@ -37,6 +37,8 @@ OnFull = Literal["wait", "raise", "drop"]
 #: A loop that only ever appends must let others run; a yield at every call would cost more than the
 #: call.
 _YIELD_AFTER_NS = 1_000_000
+#: Seconds that let the disk's thread have the interpreter; event loops make a millisecond of it.
+_BREATH = 0.0005
 
 
 class Channel:
@@ -60,6 +62,8 @@ class Channel:
         The Storage's counters.
     notify : callable
         Tells the writer that there is work.
+    is_starving : callable
+        Says whether the writer's thread gets no turn while this loop is so busy.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Channel:
         on_full: OnFull,
         tally: Tally,
         notify: Callable[[], None],
+        is_starving: Callable[[], bool],
     ) -> None:
         _hold_interrupts_back(self._accept, self._accept_chunk)
         self.folder = folder
@@ -100,6 +105,7 @@ class Channel:
         self._on_full = on_full
         self._tally = tally
         self._notify = notify
+        self._is_starving = is_starving
         self._yielded_ns = 0
 
     # --- trials -----------------------------------------------------------------------------------
@@ -254,7 +260,10 @@ class Channel:
 
     async def _breathe(self) -> None:
         """Be a checkpoint, before anything else: a cancelled call has taken nothing."""
-        await anyio.lowlevel.checkpoint()
+        if self._is_starving():
+            await anyio.sleep(_BREATH)
+        else:
+            await anyio.lowlevel.checkpoint()
         self._yielded_ns = time.monotonic_ns()
 
     async def _reserve(self, size: int, check_again: Callable[[], None]) -> None:

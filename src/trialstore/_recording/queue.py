@@ -99,7 +99,7 @@ class BoundedQueue:
     @property
     def is_pressed(self) -> bool:
         """Whether the writer should skip its pause."""
-        return self._waiting > 0 or self.used * 4 > self.capacity
+        return self._waiting > 0 or self.used > min(self.capacity // 4, BATCH_BYTES)
 
     def add_lane(self) -> Lane:
         """Open a lane for a task."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio  # noqa: TID251 - it alone ends a task before those that it has begun
 import contextlib
 import importlib
 import os
@@ -103,6 +104,7 @@ class Recorder:
         self._queue = BoundedQueue(queue_bytes)
         self._tally = Tally()
         self._finished = Totals()
+        self._owner: asyncio.Task[Any] | None = None
         self._pid = os.getpid()
 
     # --- life -------------------------------------------------------------------------------------
@@ -127,6 +129,7 @@ class Recorder:
             self.troubles,
             tick=self._tick,
             tock=self._tock,
+            is_orphaned=self._is_orphaned,
         )
         self._closing = Closing(self._worker, self.writer, self.close_timeout)
         is_ready = False
@@ -148,8 +151,14 @@ class Recorder:
         """Begin to record; `spawn` starts a task that lives as long as the Storage."""
         self.lifecycle.advance(State.OPEN)
         _living.add(self)
+        with contextlib.suppress(RuntimeError):  # another event loop's
+            self._owner = asyncio.current_task()
         self._spawn = spawn
         spawn(self.writer.run)
+
+    def _is_orphaned(self) -> bool:
+        """Whether the task that entered the Storage has ended and left it open."""
+        return self._owner is not None and self._owner.done()
 
     async def insist(self, function: Callable[[], Awaitable[None]]) -> None:
         """Run `function` to its end, in a task of its own, whatever happens to the caller.
@@ -301,6 +310,7 @@ class Recorder:
             on_full=self._on_full,
             tally=self._tally,
             notify=self.writer.notify,
+            is_starving=self.writer.is_starving,
         )
         self.channels.append(channel)
         self.writer.channels.append(channel)
