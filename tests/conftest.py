@@ -137,7 +137,7 @@ def open_files_below(folder: Path) -> list[str]:
     return found
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     """Look again and again until `condition` holds; return whether it did in time."""
     end = time.monotonic() + seconds
     while not condition():

@@ -229,7 +229,7 @@ def test_a_recorder_is_killed_and_what_it_was_told_is_there(tmp_path: Path) -> N
     assert found.missing == ()
     assert 5 <= found.acknowledged <= found.found
     folder = tmp_path / recording.SUBJECT / "killed"
-    assert wait_until(lambda: not (folder / "journal").exists(), 20)
+    assert wait_until(lambda: not (folder / "journal").exists())
     from trialstore import TaskReader
 
     other = Load(4, 1000.0, np.dtype("int16"), 0.02)

@@ -98,7 +98,7 @@ def settled(root: Path, task: str = "reach") -> Any:
     def is_done() -> bool:
         return not any(path.name == "journal" or path.name[0] == "." for path in folder.iterdir())
 
-    assert wait_until(is_done, 20), list(folder.iterdir())
+    assert wait_until(is_done), list(folder.iterdir())
     return reader_of(root, task)
 
 
@@ -444,7 +444,7 @@ def test_the_publisher_is_not_in_the_terminals_group(
     program.process.stdin.close()
     program.process.stdin = None
     assert program.end()[0] == 0
-    assert wait_until(lambda: not Path(f"/proc/{pid}").exists(), 5)
+    assert wait_until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 @pytest.mark.anyio

@@ -19,6 +19,9 @@ from tests.benchmarks.process import measure
 from tests.benchmarks.rows_loop import require_right
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from tests.benchmarks.frame import Effort, Figures
 
 _MIB: Final = 2**20
@@ -34,7 +37,12 @@ _IOV_MAX: Final = 1024
 
 def capture(who: str, folder: str, samples: int, nbytes: int, seconds: float) -> Figures:
     """Store blocks as fast as they are accepted, until so many bytes or so many seconds."""
-    writer = {"trialstore": _capture_ours, "raw": _capture_raw, "h5py": _capture_h5py}[who]
+    writer = {
+        "trialstore": _capture_ours,
+        "raw": _capture_raw,
+        "h5py": _capture_h5py,
+        "copy": _capture_nothing,
+    }[who]
     began = time.perf_counter()
     stored = writer(Path(folder), Device(samples), nbytes, began + seconds)
     took = time.perf_counter() - began
@@ -78,6 +86,23 @@ def _capture_h5py(folder: Path, device: Device, nbytes: int, end: float) -> int:
     os.fsync(fd)
     os.close(fd)
     return stored
+
+
+def _capture_nothing(_: Path, device: Device, nbytes: int, end: float) -> int:
+    """The interpreter's limit: awaiting a call that copies its block and forgets it."""
+
+    async def take(block: NDArray[np.float64]) -> None:
+        block.tobytes()
+
+    async def take_all() -> int:
+        taken, size = 0, device.read().nbytes
+        while taken < nbytes and time.perf_counter() < end:
+            for _ in range(1000):
+                await take(device.read())
+            taken += 1000 * size
+        return taken
+
+    return asyncio.run(take_all())
 
 
 def _capture_ours(folder: Path, device: Device, nbytes: int, end: float) -> int:
@@ -160,6 +185,9 @@ def run_capture(effort: Effort) -> Outcome:
             theirs = [run("h5py", samples, effort.of(5.0, 2.0, 0.2)) for _ in range(effort.pairs)]
             rate = median(theirs, "mb_per_s")
             outcome.bars.append(Bar(chart, "h5py append", rate, "MB/s", len(theirs)))
+            copied = median([run("copy", samples) for _ in range(effort.pairs)], "mb_per_s")
+            who = "awaiting a call that only copies"
+            outcome.bars.append(Bar(chart, who, copied, "MB/s", effort.pairs))
             what = f"blocks of {block}, as a multiple of h5py append"
             outcome.checks.append(Check(what, ours / rate, 10, "x", count, at_least=True))
         with effort.workspace() as folder:
@@ -321,6 +349,26 @@ def run_burst(effort: Effort) -> Outcome:
     outcome.bars += [
         Bar(chart, "h5py + csv in a thread, closed", median(theirs, "closed_s"), "s", count),
         Bar(chart, "the same, and synced", median(theirs, "synced_s"), "s", count),
+    ]
+    # What a published trial cannot cost less than: its bytes in the journal and in HDF5, each safe.
+    raw = []
+    for _ in range(count):
+        with effort.workspace() as folder:
+            nbytes = trials * Device(_BURST_SAMPLES).read().nbytes
+            raw.append(
+                measure(
+                    capture,
+                    who="raw",
+                    folder=folder,
+                    samples=_BURST_SAMPLES,
+                    nbytes=nbytes,
+                    seconds=60.0,
+                )
+            )
+    once = median(raw, "seconds")
+    outcome.bars += [
+        Bar(chart, "raw writev + fdatasync, once", once, "s", count),
+        Bar(chart, "raw writev + fdatasync, twice", 2 * once, "s", count),
     ]
     for name in chosen(effort):
         found = run(name, verify=True)
