@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from tests.helpers import reader_of
 from trialstore import QueueFull, Storage, StorageError
 from trialstore._ondisk.disk import Disk, use
+from trialstore._recording import writer
 from trialstore._recording.queue import BoundedQueue, Lane
 
 if TYPE_CHECKING:
@@ -315,3 +317,28 @@ async def test_a_closed_task_wakes_those_who_wait(tmp_path: Path) -> None:
                 tasks.start_soon(task.aclose)
                 await anyio.wait_all_tasks_blocked()
                 disk.gate.set()
+
+
+async def test_a_busy_loop_rests_once_in_a_while_and_only_for_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody rests while nothing is being written, and then not at every call."""
+    monkeypatch.setattr(writer, "STARVED_AFTER", 3600.0)
+    disk = GatedDisk()
+    with use(disk):
+        async with Storage(tmp_path / "data") as storage:
+            storage.subject_id = "p0"
+            recorder = storage._recorder
+            async with storage.create_task("reach") as task:
+                await task.flush()
+                recorder.writer._rested = -3600.0
+                assert not recorder.writer.is_starving()
+                disk.gate.clear()
+                try:
+                    await task.write({"n": 0})
+                    while not recorder.writer._is_committing:
+                        await anyio.lowlevel.checkpoint()
+                    assert recorder.writer.is_starving()
+                    assert not recorder.writer.is_starving()
+                finally:
+                    disk.gate.set()
