@@ -33,18 +33,24 @@ def overwritten(root: Path, task: str = TASK) -> list[Path]:
 
 def published_breaches(folder: Path, epoch_of: Callable[[int], int]) -> Iterator[str]:
     """Tell what stands at a published path and is not whole (I6), by foreign tools alone."""
+    described = manifest.read(folder)  # raises if it is not whole
     table = folder / layout.TRIALS
     if table.exists():
         text = table.read_text(encoding="utf-8")
         rows = list(csv.DictReader(text.splitlines(keepends=True)))
         numbers = [row["n"] for row in rows]
-        if not text.endswith("\n") or numbers != [str(trial) for trial in range(len(rows))]:
+        # A task that was cut off before its first trial has a table without columns: no line.
+        is_whole = text.endswith("\n") or (text == "" and _may_be_empty(described))
+        if not is_whole or numbers != [str(trial) for trial in range(len(rows))]:
             yield f"trials.csv is {text!r:.200}"
     for name in ("emg", "key"):
         path = layout.array_path(folder, name)
         if path.exists():
             yield from _array_breaches(path, name, epoch_of)
-    manifest.read(folder)  # raises if it is not whole
+
+
+def _may_be_empty(described: manifest.Manifest | None) -> bool:
+    return described is None or described.status == "recording" or described.trials == 0
 
 
 def _array_breaches(path: Path, name: str, epoch_of: Callable[[int], int]) -> Iterator[str]:
