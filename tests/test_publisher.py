@@ -235,7 +235,9 @@ async def test_a_journal_that_was_just_made_publishes_nothing(tmp_path: Path) ->
 
     def resume_a_little_and_publish() -> None:
         (folder / layout.JOURNAL).mkdir()
+        (folder / layout.building_name(layout.MANIFEST, "4711")).write_text("half")
         publish_once(folder, {})
+        assert not [path for path in folder.iterdir() if layout.is_building(path.name)]
         reader = reader_of(tmp_path / "data")
         assert (reader.status, reader.trials["n"].tolist()) == ("complete", [1])
         assert reader.array("emg", trial=0).tolist() == np.ones((2, 5)).tolist()

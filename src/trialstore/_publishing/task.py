@@ -315,6 +315,7 @@ class TaskPublisher:
                 )
             if not self._is_remainder():
                 self._finish_locked()
+            self._remove_leftovers("")  # of a killed recorder, too: it is gone, we have its lock
             # Everything is published by now. Windows keeps a journal that a reader has open.
             with contextlib.suppress(OSError):
                 self._remove_journal(lock)
@@ -366,7 +367,6 @@ class TaskPublisher:
             self._describe_end(described)
             described.files.update(self._pickles())
             self._disk.write_file(self.folder / layout.MANIFEST, described.encode())
-            self._remove_leftovers("")  # of a killed recorder, too: it is gone, we have its lock
 
     @contextlib.contextmanager
     def _publishing(self) -> Any:
