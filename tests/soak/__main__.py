@@ -25,6 +25,7 @@ from tests.soak.recording import Experiment, Ledger, Plan
 from tests.soak.sick import SickDisk
 from trialstore import StorageError, TaskReader
 from trialstore._ondisk.disk import use
+from trialstore._recording import publisher
 
 #: A publisher that was killed at the last moment begins again, at the lowest priority.
 _PATIENCE: Final = 120.0
@@ -89,6 +90,7 @@ def _judge(ledger: Ledger, read: dict[str, Any], plan: Plan) -> None:
     warm = [look for seconds, look in ledger.looks if seconds >= min(_WARM_UP, plan.seconds / 3)]
     for grown in warm[-1].growth_over(warm[0]):
         ledger.breach(f"grown between two rounds, {grown}")
+    publisher.reap()  # what was left to itself has ended; the next Storage would do it
     left = footprint.look()
     if left.children or left.zombies:
         ledger.breach(f"left behind: {left}")

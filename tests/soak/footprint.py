@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 #: The allocator keeps what it once had, and a queue may be fuller at one look than at another.
-_MEMORY_SLACK = 48 * 2**20
+_MEMORY_SLACK = 24 * 2**20
 
 
 class Footprint(NamedTuple):

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -77,8 +78,9 @@ class Ledger:
         Broken promises.
     counts : Counter
         Kills, cancellations, publications.
-    lateness : list of float
-        Seconds by which each tick of an independent 2 ms clock on the loop came late.
+    lateness : array of float
+        Seconds by which each tick of an independent 2 ms clock on the loop came late. Eight bytes
+        each: a list of the same looked like a leak.
     looks : list
         Time and footprint between two rounds, every task closed.
     """
@@ -86,7 +88,7 @@ class Ledger:
     tasks: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    lateness: list[float] = field(default_factory=list)
+    lateness: array[float] = field(default_factory=lambda: array("d"))
     looks: list[tuple[float, Footprint]] = field(default_factory=list)
 
     @property

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import logging
+import os
+import threading
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -23,6 +28,11 @@ logger = logging.getLogger("trialstore")
 
 #: Seconds between looks for an answer: close together at first, then less often.
 _POLL: Final = (0.002, 0.05)
+#: Seconds that a process which ends waits for a publication in a thread of its own.
+_LAST_PATIENCE: Final = 10.0
+
+#: Held while a task is published in a thread of this process: one at a time.
+_in_thread = threading.Lock()
 
 
 class Publication:
@@ -92,10 +102,15 @@ class Publication:
             channel.task,
         )
         options = self._options(channel)
+
+        def publish() -> None:
+            with _in_thread:
+                self._publish_here(channel.folder, options)
+
+        atexit.unregister(_outlast)
+        atexit.register(_outlast, os.getpid())
         with anyio.move_on_after(seconds):
-            await anyio.to_thread.run_sync(
-                lambda: self._publish_here(channel.folder, options), abandon_on_cancel=True
-            )
+            await anyio.to_thread.run_sync(publish, abandon_on_cancel=True)
             return True
         return False
 
@@ -136,6 +151,21 @@ class Publication:
         """Close the pipe and let the child finish what it has, without waiting."""
         self.publisher.stop()
         self.publisher.leave_running()
+
+
+def _outlast(pid: int) -> None:
+    """Let a publication in a thread end before the process does: HDF5 crashes otherwise.
+
+    Found by pressing Ctrl-C twice: the second ends Python's own waiting for its threads.
+    """
+    if os.getpid() != pid:
+        return  # forked: the thread is the parent's
+    end = time.monotonic() + _LAST_PATIENCE
+    while (left := end - time.monotonic()) > 0:
+        with contextlib.suppress(KeyboardInterrupt):
+            if _in_thread.acquire(timeout=left):
+                _in_thread.release()
+                return
 
 
 def _durable(channel: Channel) -> tuple[int, int]:
