@@ -380,12 +380,12 @@ def test_the_fallback_folder_takes_over(folder: Path, tmp_path: Path) -> None:
 
 
 def steal(fd: int, path: Path) -> int:
-    """Do as stray code does: close a number that is not ours and get it for a file of our own."""
-    os.close(fd)
-    stolen = os.open(path, os.O_RDWR | os.O_CREAT)
-    assert stolen == fd
-    os.write(stolen, FOREIGN)
-    return stolen
+    """Do as stray code may: take a number that is not ours for a file of our own."""
+    own = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.dup2(own, fd)
+    os.close(own)
+    os.write(fd, FOREIGN)
+    return fd
 
 
 @pytest.mark.parametrize("which", ["_fd", "_witness_fd"])
@@ -410,17 +410,22 @@ def test_a_stolen_descriptor_harms_no_foreign_file(
     assert check(recording).is_whole
 
 
-def test_a_closed_descriptor_is_noticed(folder: Path) -> None:
-    """Stray code that closes our file costs a segment and no trial."""
+def test_a_closed_descriptor_is_noticed(folder: Path, tmp_path: Path) -> None:
+    """Stray code that closes our file costs a segment and no trial; no other gets the number."""
     recording = Recording(folder)
     record(recording, 1)
     segment = recording.journal._segment
     assert segment is not None
     os.close(segment._fd)
+    foreign = [os.open(tmp_path / "foreign", os.O_RDWR | os.O_CREAT) for _ in range(50)]
+    assert segment._fd not in foreign
     recording.trial(target="after")
     recording.commit()
     recording.close()
     assert check(recording).is_whole
+    assert (tmp_path / "foreign").read_bytes() == b""
+    for fd in foreign:
+        os.close(fd)
 
 
 @pytest.mark.parametrize("how", ["deleted", "renamed", "replaced"])

@@ -49,6 +49,10 @@ def run_descriptors(effort: Effort) -> Outcome:
     return outcome
 
 
+#: Files that stray code opens after it has closed a descriptor of ours: more than are free below.
+_FILES_OPENED = 50
+
+
 class _Stranger:
     """Some other part of the experiment's program, with a file of its own."""
 
@@ -67,6 +71,11 @@ class _Stranger:
             self._copies.add(fd)
         else:
             os.close(fd)
+
+    def open_files(self, fd: int) -> None:
+        """Close a descriptor that is not ours, by mistake, and open some files at once."""
+        os.close(fd)
+        self._copies.update(os.open(self._path, os.O_RDWR) for _ in range(_FILES_OPENED))
 
     def look(self, outcome: Outcome, where: str) -> None:
         """Count a file that was written to, or a descriptor that was closed, as a breach."""
@@ -133,7 +142,7 @@ def _try_while_writing(folder: Path, number: int, dice: random.Random, outcome: 
         threading.Event().wait(delay)
         for fd in _open_below(folder / "data", "segment")[:1]:
             with contextlib.suppress(OSError):  # closed by the recorder just now
-                stranger.take(fd, is_reused=True)
+                stranger.open_files(fd)
 
     def hear(event: dict[str, Any]) -> None:
         told.hear(event)

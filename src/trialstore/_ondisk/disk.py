@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Buffer = bytes | bytearray | memoryview
 
-if sys.platform == "darwin":  # pragma: no cover - macOS only
+if sys.platform != "win32":
     import fcntl
 
 #: POSIX promises at least 16, Linux and macOS take 1024 (limits.h, IOV_MAX).
@@ -49,6 +49,8 @@ _REPLACE_PATIENCE: Final = 2.0
 
 
 _COPY_BYTES: Final = 1 << 20
+#: Where descriptors of ours begin. Linux lets a process have 1024 unless told otherwise, macOS 256.
+_HIGH_NUMBERS: Final = (600, 150)
 
 
 class Identity(NamedTuple):
@@ -102,7 +104,7 @@ class Disk:
 
     def create(self, path: Path) -> int:
         """Create a new file for writing; never opens one that exists, never follows a link."""
-        return os.open(path, _CREATE, 0o666)
+        return _out_of_the_way(os.open(path, _CREATE, 0o666))
 
     def write(self, fd: int, pieces: Sequence[Buffer]) -> None:
         """Append every byte of `pieces`; goes on after a short write.
@@ -276,6 +278,23 @@ class Disk:
             with contextlib.suppress(OSError):
                 self.remove(temporary)
             raise
+
+
+def _out_of_the_way(fd: int) -> int:
+    """Give a descriptor a high number, where there are such.
+
+    Stray code that closes a number of ours by mistake then opens files on the lowest that are free
+    (POSIX, open), never on ours: our next write fails, and harms nobody.
+    """
+    if sys.platform != "win32":
+        for least in _HIGH_NUMBERS:
+            try:
+                high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, least)
+            except OSError:  # more than this process may have
+                continue
+            os.close(fd)
+            return high
+    return fd
 
 
 def open_reading(path: Path) -> int:
