@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -283,6 +285,40 @@ async def test_a_folder_with_anything_in_it_is_a_task(tmp_path: Path, left: str)
     assert [path.name for path in (tmp_path / "data/p0/reach").rglob("*") if path.is_file()] == [
         path.name
     ]
+
+
+async def test_a_task_refused_for_want_of_descriptors_leaves_nothing(tmp_path: Path) -> None:
+    """However few are left: the refusal is ours, and the name is free when there are more."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    refused = 0
+    async with Storage(tmp_path / "data") as storage:
+        storage.subject_id = "p0"
+        for spare in range(1, 20):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (100, limits[1]))
+            taken: list[int] = []
+            try:
+                with contextlib.suppress(OSError):
+                    while True:
+                        taken.append(os.open(os.devnull, os.O_RDONLY))
+                for fd in taken[:spare]:
+                    os.close(fd)
+                task = await storage.create_task("reach")
+            except StorageError:
+                refused += 1
+            else:
+                break
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+                for fd in taken[spare:]:
+                    os.close(fd)
+            assert storage.task_ids == []
+        else:
+            pytest.fail("however many descriptors there were, none of the calls went well")
+        assert refused > 1
+        await task.write({"n": 1})
+        await task.aclose()
+    assert (await read(tmp_path / "data")).trials["n"].tolist() == [1]
 
 
 async def test_a_refused_resume_leaves_the_task_as_it_was(tmp_path: Path) -> None:

@@ -87,21 +87,24 @@ def claim(place: Place, task: str) -> Lock | None:
         layout.check_no_links(place.root, folder)
         if not place.disk.make_folder(folder) and not _has_not_begun(folder):
             return None
+        lock = None
         try:
             place.disk.make_folder(journal)
             lock = acquire(journal / layout.LOCK, "recorder")
-        except BaseException as error:
-            if isinstance(error, TaskLocked):
-                return None
+            if _has_not_begun(folder, is_ours=True):
+                for path in (*folder.iterdir(), *journal.iterdir()):
+                    if layout.is_building(path.name):
+                        place.disk.remove(path)
+                return lock
+        except TaskLocked:
+            return None
+        except BaseException:
+            if lock is not None:
+                lock.release()  # first: there may be no descriptor left to look with
             remove_idle(place, journal)
             with contextlib.suppress(OSError):
                 place.disk.remove_folder(folder)
             raise
-        if _has_not_begun(folder, is_ours=True):
-            for path in (*folder.iterdir(), *journal.iterdir()):
-                if layout.is_building(path.name):
-                    place.disk.remove(path)
-            return lock
     lock.release()
     return None
 

@@ -161,8 +161,8 @@ def create(
                 lock,
             )
     except BaseException:
+        lock.release()  # first: there may be no descriptor left to look with
         undo(place, folder)
-        lock.release()
         raise
 
 
