@@ -1,7 +1,8 @@
 """CRC-32 as in zlib, PNG and Ethernet (ISO/IEC 3309), from the fastest library that is there.
 
 Every sample is summed when it is recorded, published, and read. Intel's ISA-L (``isal``, in the
-extras ``fast`` and ``all``) does it ten times as fast as zlib; the sums are the same.
+extras ``fast`` and ``all``) does it six (4 KB) to twelve times (1 MB, both measured) as fast as
+zlib; the sums are the same.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from trialstore._errors import (
 from trialstore._ondisk import layout, manifest, recovery
 from trialstore._ondisk.boot import boot_id
 from trialstore._ondisk.entries import Opening
-from trialstore._ondisk.lock import Lock, acquire
+from trialstore._ondisk.lock import Lock, acquire, holder
 from trialstore._ondisk.mounts import file_system_of, is_network
 from trialstore._ondisk.segments import JournalWriter
 from trialstore._recording import environment
@@ -161,8 +161,12 @@ def create(
                 lock,
             )
     except BaseException:
-        lock.release()  # first: there may be no descriptor left to look with
         undo(place, folder)
+        lock.release()
+        # Once more with the lock's descriptor, if there was none left to look with; but not under
+        # the feet of another who has the task by now.
+        if holder(lock.path) is None:
+            undo(place, folder)
         raise
 
 

@@ -31,8 +31,8 @@ _POLL: Final = (0.002, 0.05)
 #: Seconds that a process which ends waits for a publication in a thread of its own.
 _LAST_PATIENCE: Final = 10.0
 
-#: Held while a task is published in a thread of this process: one at a time.
-_in_thread = threading.Lock()
+#: One for each task that is being published in a thread of this process; set when that is over.
+_in_threads: set[threading.Event] = set()
 
 
 class Publication:
@@ -104,8 +104,13 @@ class Publication:
         options = self._options(channel)
 
         def publish() -> None:
-            with _in_thread:
+            done = threading.Event()
+            _in_threads.add(done)
+            try:
                 self._publish_here(channel.folder, options)
+            finally:
+                _in_threads.discard(done)
+                done.set()
 
         atexit.unregister(_outlast)
         atexit.register(_outlast, os.getpid())
@@ -161,11 +166,10 @@ def _outlast(pid: int) -> None:
     if os.getpid() != pid:
         return  # forked: the thread is the parent's
     end = time.monotonic() + _LAST_PATIENCE
-    while (left := end - time.monotonic()) > 0:
-        with contextlib.suppress(KeyboardInterrupt):
-            if _in_thread.acquire(timeout=left):
-                _in_thread.release()
-                return
+    for done in list(_in_threads):
+        while not done.is_set() and (left := end - time.monotonic()) > 0:
+            with contextlib.suppress(KeyboardInterrupt):
+                done.wait(left)
 
 
 def _durable(channel: Channel) -> tuple[int, int]:
