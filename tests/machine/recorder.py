@@ -11,8 +11,9 @@ import os
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import anyio
 import h5py  # noqa: F401 - loaded before the fork, for those that publish in the recorder
@@ -24,6 +25,7 @@ from trialstore.testing import FailingDisk, PowerCutDisk, use
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from trialstore import TaskWriter
     from trialstore.testing import Kind
@@ -43,10 +45,21 @@ class MortalDisk(FailingDisk):
         super().__init__()
         self._calls_left = 0
         self._moment = ""
+        self._dying: AbstractContextManager[object] = threading.Lock()
 
     def arm(self, nth: int, moment: str) -> None:
         """Die ``before``, ``halfway`` in or ``after`` the n-th call from now."""
         self._calls_left, self._moment = nth, moment
+
+    def die(self) -> NoReturn:
+        """End as ``kill -9`` does, once: of two threads that are to die, one waits for the end.
+
+        Found by the machine: both left a state in the same folder, and one killed the other halfway.
+        """
+        with self._dying:
+            self.last_act()
+            die()
+        raise SystemExit  # not reached: the signal comes first
 
     def last_act(self) -> None:
         """What happens to the disk when the process dies: nothing."""
@@ -65,9 +78,7 @@ class MortalDisk(FailingDisk):
             partly()
         elif self._moment == "after":
             super()._around(kind, perform, *where, partly=partly)
-        self.last_act()
-        die()
-        raise SystemExit  # not reached: the signal comes first
+        self.die()
 
 
 class PoweredDisk(MortalDisk, PowerCutDisk):
@@ -82,6 +93,7 @@ class PoweredDisk(MortalDisk, PowerCutDisk):
     def __init__(self, folder: Path) -> None:
         PowerCutDisk.__init__(self, folder)
         self._calls_left, self._moment = 0, ""
+        self._dying = self._logging  # nothing is done to a disk, and told, after its power was cut
         self._after: tuple[Path, int] | None = None
 
     def arm_power(self, after: Path, seed: int) -> None:
@@ -214,11 +226,7 @@ class Session:
         """Lose the power now."""
         if isinstance(self._disk, PoweredDisk):
             self._disk.arm_power(Path(after), seed)
-        await anyio.to_thread.run_sync(self._cut)
-
-    def _cut(self) -> None:
-        self._disk.last_act()
-        die()
+        await anyio.to_thread.run_sync(self._disk.die)
 
 
 async def serve(line: socket.socket, root: Path, *, has_child: bool) -> None:
