@@ -54,7 +54,7 @@ class MortalDisk(FailingDisk):
     def die(self) -> NoReturn:
         """End as ``kill -9`` does, once: of two threads that are to die, one waits for the end.
 
-        Found by the machine: both left a state in the same folder, and one killed the other halfway.
+        Found by the machine: both left a state in one folder, and one killed the other halfway.
         """
         with self._dying:
             self.last_act()
@@ -72,13 +72,13 @@ class MortalDisk(FailingDisk):
         partly: Callable[[], object] | None = None,
     ) -> T:
         self._calls_left -= 1
-        if self._calls_left != 0:
-            return super()._around(kind, perform, *where, partly=partly)
-        if self._moment == "halfway" and partly is not None:
-            partly()
-        elif self._moment == "after":
-            super()._around(kind, perform, *where, partly=partly)
-        self.die()
+        if self._calls_left == 0:
+            if self._moment == "halfway" and partly is not None:
+                partly()
+            elif self._moment == "after":
+                super()._around(kind, perform, *where, partly=partly)
+            self.die()
+        return super()._around(kind, perform, *where, partly=partly)
 
 
 class PoweredDisk(MortalDisk, PowerCutDisk):
