@@ -9,6 +9,7 @@ queue cannot starve another; within a lane first come is first served.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -47,20 +48,22 @@ class Parcel:
 
 
 class Lane:
-    """One task's part of the queue."""
+    """One task's part of the queue; filled on the loop, emptied by the thread that writes."""
 
     def __init__(self) -> None:
         self.parcels: deque[Parcel] = deque()
         self.waiters: deque[_Waiter] = deque()
+        self._taking = threading.Lock()
 
     def add(self, item: Item, size: int) -> None:
         """Add an item to the last parcel, or to a new one if that is full or was taken."""
-        parcel = self.parcels[-1] if self.parcels else None
-        if parcel is None or parcel.is_taken or parcel.size + size > BATCH_BYTES:
-            parcel = Parcel()
-            self.parcels.append(parcel)
-        parcel.items.append(item)
-        parcel.size += size
+        with self._taking:
+            parcel = self.parcels[-1] if self.parcels else None
+            if parcel is None or parcel.is_taken or parcel.size + size > BATCH_BYTES:
+                parcel = Parcel()
+                self.parcels.append(parcel)
+            parcel.items.append(item)
+            parcel.size += size
 
     def take(self) -> Parcel | None:
         """Return the next batch, to which nothing is added any more; it stays here until `drop`.
@@ -68,10 +71,11 @@ class Lane:
         A KeyboardInterrupt may come between any two steps of ours: what is not durable is never
         held by a local variable alone.
         """
-        if not self.parcels:
-            return None
-        self.parcels[0].is_taken = True
-        return self.parcels[0]
+        with self._taking:
+            if not self.parcels:
+                return None
+            self.parcels[0].is_taken = True
+            return self.parcels[0]
 
     def drop(self) -> None:
         """Forget the batch that was taken: it is durable."""
