@@ -155,6 +155,7 @@ class Recorder:
             self._owner = asyncio.current_task()
         self._spawn = spawn
         spawn(self.writer.run)
+        spawn(self.writer.watch)
 
     def _is_orphaned(self) -> bool:
         """Whether the task that entered the Storage has ended and left it open."""
