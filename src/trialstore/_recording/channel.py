@@ -16,7 +16,7 @@ from trialstore._ondisk.losses import Loss
 from trialstore._recording import intake
 from trialstore._recording.items import ITEM_OVERHEAD, ChunkItem, EndItem, TrialItem
 from trialstore._recording.lifecycle import Lifecycle, State
-from trialstore._recording.progress import Level, Levels, Progress
+from trialstore._recording.progress import Levels, Progress
 from trialstore._recording.receipt import Receipt
 
 if TYPE_CHECKING:
@@ -154,14 +154,16 @@ class Channel:
         self._remember(taken.attrs)
         for part in taken.parts:
             intake.let_go(part)
-        self.progress.reach(Level.ACCEPTED, self.next_trial, taken.nbytes)
-        self._took(now[1])
+        self.progress.accept(self.next_trial, taken.nbytes)
+        self.last_activity_ns = now[1]
+        self._notify()
         self._tally.note_hold(time.perf_counter_ns() - began)
         return Receipt(self.progress, index)
 
     def _remember(self, attrs: dict[str, Any]) -> None:
-        for name in attrs.keys() - self.columns.keys():
-            self.columns[name] = [None] * self._rows
+        if attrs.keys() != self.columns.keys():
+            for name in attrs.keys() - self.columns.keys():
+                self.columns[name] = [None] * self._rows
         for name, column in self.columns.items():
             column.append(attrs.get(name))
         self._rows += 1
@@ -242,18 +244,19 @@ class Channel:
     ) -> None:
         put = self._queue.put_reserved if reserved else self._queue.put
         put(self.lane, item, size)
-        streamed, nbytes = self._open, len(item.data)
+        streamed, nbytes = self._open, size - ITEM_OVERHEAD
         known = streamed.arrays.get(item.array)
         if known is None:
             shape = item.layout.shape_of(item.length)
             known = intake.OpenArray(item.layout, shape, item.length)
             streamed.arrays[item.array] = known
+            if streamed.first_unix_ns is None:
+                streamed.first_unix_ns = item.unix_ns
         known.chunks += 1
         known.nbytes += nbytes
-        if streamed.first_unix_ns is None:
-            streamed.first_unix_ns = item.unix_ns
-        self.progress.reach(Level.ACCEPTED, self.next_trial, nbytes)
-        self._took(item.monotonic_ns)
+        self.progress.accept(self.next_trial, nbytes)
+        self.last_activity_ns = item.monotonic_ns
+        self._notify()
         self._tally.note_hold(time.perf_counter_ns() - began)
 
     # --- room -------------------------------------------------------------------------------------
@@ -276,11 +279,6 @@ class Channel:
         except StorageError:
             self._queue.release(size)
             raise
-
-    def _took(self, now_ns: int) -> None:
-        self.progress.accepted_items += 1
-        self.last_activity_ns = now_ns
-        self._notify()
 
     def _full(self, size: int) -> QueueFull:
         return QueueFull(

@@ -24,6 +24,8 @@ class State(StrEnum):
     FORKED = "left behind in the parent process by fork"
 
 
+_OPEN: Final = State.OPEN  # a look into an enumeration takes as long as all else of the question
+
 _NEXT: Final[dict[State, frozenset[State]]] = {
     State.NEW: frozenset((State.OPENING, State.FORKED)),
     State.OPENING: frozenset((State.OPEN, State.CLOSED, State.FORKED)),
@@ -58,7 +60,7 @@ class Lifecycle:
     @property
     def is_open(self) -> bool:
         """Whether the state is OPEN."""
-        return self.state is State.OPEN
+        return self.state is _OPEN
 
     def advance(self, to: State) -> None:
         """Go to a later state.
@@ -74,5 +76,5 @@ class Lifecycle:
 
     def require_open(self) -> None:
         """Raise StorageError with advice unless the state is OPEN."""
-        if self.state is not State.OPEN:
+        if self.state is not _OPEN:
             raise StorageError(f"{self.what} is {self.state.value}: {_ADVICE[self.state]}")

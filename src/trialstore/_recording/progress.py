@@ -68,6 +68,12 @@ class Progress:
             self.trials[level - 1] = trials
         self.bytes[level - 1] += nbytes
 
+    def accept(self, trials: int, nbytes: int) -> None:
+        """Note one more accepted item; `reach` without its detours, as every chunk comes here."""
+        self.accepted_items += 1
+        self.trials[0] = trials
+        self.bytes[0] += nbytes
+
     def wake(self) -> None:
         """Let go of everybody whose condition holds now, or all of them after a failure."""
         if self.failure is not None:

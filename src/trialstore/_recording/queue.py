@@ -129,7 +129,9 @@ class BoundedQueue:
 
     def put(self, lane: Lane, item: Item, size: int) -> None:
         """Add an item for which there is room (or an end record, which always goes in)."""
-        self._count(size)
+        self.used = used = self.used + size
+        if used > self.peak:
+            self.peak = used
         lane.add(item, size)
 
     def put_reserved(self, lane: Lane, item: Item, size: int) -> None:
@@ -191,11 +193,7 @@ class BoundedQueue:
             self._lanes[0].waiters.popleft()
             self._lanes.rotate(-1)
             self._waiting -= 1
-            self._count(waiter.size)
+            self.used += waiter.size
+            self.peak = max(self.peak, self.used)
             waiter.served = True
             waiter.ready.set()
-
-    def _count(self, size: int) -> None:
-        self.used += size
-        if self.used > self.peak:
-            self.peak = self.used
