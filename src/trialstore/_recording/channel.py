@@ -18,6 +18,7 @@ from trialstore._recording.items import ITEM_OVERHEAD, ChunkItem, EndItem, Trial
 from trialstore._recording.lifecycle import Lifecycle, State
 from trialstore._recording.progress import Levels, Progress
 from trialstore._recording.receipt import Receipt
+from trialstore._recording.slabs import Slabs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -107,6 +108,7 @@ class Channel:
         self._notify = notify
         self._is_starving = is_starving
         self._yielded_ns = 0
+        self._slabs = Slabs()
 
     # --- trials -----------------------------------------------------------------------------------
 
@@ -175,34 +177,39 @@ class Channel:
         if time.monotonic_ns() - self._yielded_ns > _YIELD_AFTER_NS:
             await self._breathe()
         began = time.perf_counter_ns()
-        self.lifecycle.require_open()
-        item = self._chunk(name, chunk)
-        size = len(item.data) + ITEM_OVERHEAD
-        if not self._queue.has_room(size):
-            self._queue.require_possible(size)
-            if self._on_full != "wait":
-                self._refuse_chunk(item, size)
-                return
-            self._tally.note_hold(time.perf_counter_ns() - began)
-            await self._reserve(size, lambda: self._renumber(item))
-            began = time.perf_counter_ns()
-            self._accept_chunk(item, size, began, reserved=True)
+        name, array, layout, ordinal, length = self._check(name, chunk)
+        size = array.nbytes + ITEM_OVERHEAD
+        if self._queue.has_room(size):
+            where = self._slabs.copy(array)
+            item = self._item(name, ordinal, layout, where, array.nbytes, length)
+            self._accept_chunk(item, size, began)
             return
-        self._accept_chunk(item, size, began)
+        self._queue.require_possible(size)
+        if self._on_full != "wait":
+            self._refuse_chunk(name, size)
+            return
+        # Not into a slab: what is cancelled while it waits would take up room there.
+        where = memoryview(opaque(array).tobytes()), 0
+        item = self._item(name, ordinal, layout, where, array.nbytes, length)
+        self._tally.note_hold(time.perf_counter_ns() - began)
+        await self._reserve(size, lambda: self._renumber(item))
+        self._accept_chunk(item, size, time.perf_counter_ns(), reserved=True)
 
     def append_nowait(self, name: str, chunk: object) -> None:
         """Accept a chunk of the open trial now or raise QueueFull."""
         began = time.perf_counter_ns()
-        self.lifecycle.require_open()
-        item = self._chunk(name, chunk)
-        size = len(item.data) + ITEM_OVERHEAD
+        name, array, layout, ordinal, length = self._check(name, chunk)
+        size = array.nbytes + ITEM_OVERHEAD
         if not self._queue.has_room(size):
             self._queue.require_possible(size)
             raise self._full(size)
+        where = self._slabs.copy(array)
+        item = self._item(name, ordinal, layout, where, array.nbytes, length)
         self._accept_chunk(item, size, began)
 
-    def _chunk(self, name: Any, chunk: object) -> ChunkItem:
-        """Check a chunk against the open trial and copy it; accepting it changes the trial."""
+    def _check(self, name: Any, chunk: object) -> tuple[str, NDArray[Any], Layout, int, int]:
+        """Check a chunk against the open trial; return its name, itself, and its place there."""
+        self.lifecycle.require_open()
         known = self._open.arrays.get(name) if isinstance(name, str) else None
         if (
             known is not None
@@ -211,15 +218,24 @@ class Channel:
             and chunk.dtype == known.layout.dtype
         ):
             # As the chunk before it, which is what a device gives all day: nothing left to check.
-            array, layout, ordinal, length = chunk, known.layout, known.chunks, known.length
-        else:
-            name = self.names.check(name)
-            array = intake.take_chunk(chunk, name)
-            layout, ordinal = self._place(name, array)
-            length = intake.length_of(layout, array.shape)
-        now = (time.time_ns(), time.monotonic_ns())
-        data = opaque(array).tobytes()
-        return ChunkItem(name, self.next_trial, ordinal, layout, data, length, *now)
+            return name, chunk, known.layout, known.chunks, known.length
+        name = self.names.check(name)
+        array = intake.take_chunk(chunk, name)
+        layout, ordinal = self._place(name, array)
+        return name, array, layout, ordinal, intake.length_of(layout, array.shape)
+
+    def _item(
+        self,
+        name: str,
+        ordinal: int,
+        layout: Layout,
+        where: tuple[memoryview, int],
+        nbytes: int,
+        length: int,
+    ) -> ChunkItem:
+        """Make the item of a chunk that was copied; accepting it changes the open trial."""
+        place = (name, self.next_trial, ordinal, layout, *where, nbytes, length)
+        return ChunkItem(*place, time.time_ns(), time.monotonic_ns())
 
     def _place(self, name: str, array: NDArray[Any]) -> tuple[Layout, int]:
         """Layout of a chunk, and how many chunks of its array are before it in the open trial."""
@@ -292,10 +308,10 @@ class Channel:
         self._count_loss(None, "trial", "")
         return Receipt(None, None)
 
-    def _refuse_chunk(self, item: ChunkItem, size: int) -> None:
+    def _refuse_chunk(self, name: str, size: int) -> None:
         if self._on_full == "raise":
             raise self._full(size)
-        self._count_loss(item.trial, "chunk", f" of {item.array!r}")
+        self._count_loss(self.next_trial, "chunk", f" of {name!r}")
 
     def _count_loss(self, trial: int | None, noun: str, of: str) -> None:
         key = (trial, noun, of)

@@ -272,8 +272,8 @@ def items_of(
             if shared is None or shared[0] != data.shape:
                 shared = (data.shape, *layout_of(data.shape, data.dtype, part.stack_axis))
             _, layout, length = shared
-            place = (part.name, trial, ordinal, layout)
-            chunks.append(ChunkItem(*place, as_bytes(data), length, unix_ns, monotonic_ns))
+            place = (part.name, trial, ordinal, layout, as_bytes(data), 0, data.nbytes)
+            chunks.append(ChunkItem(*place, length, unix_ns, monotonic_ns))
             nbytes += data.nbytes
         counts[part.name] = (len(part.chunks), nbytes)
         first.append(part.chunks[0][1])
