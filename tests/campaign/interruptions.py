@@ -218,7 +218,7 @@ def _go_on(
 
 
 def _row_2(effort: Effort) -> Outcome:
-    outcome = in_lanes(kill_while_recording, effort, effort.of(60, len(CALLS) * 100))
+    outcome = in_lanes(kill_while_recording, effort, effort.of(60, len(CALLS) * 60))
     if effort.is_full:
         outcome.figures["calls of the port never made"] = (
             ", ".join(name for name in CALLS if f"at {name}" not in outcome.figures) or "none"

@@ -239,6 +239,6 @@ ROWS: Final = (
         "kill -9 at random times, of recorder, publisher, or both",
         "durable-acknowledged <= recovered <= handed over; the next recorder goes on where the "
         "last one was killed",
-        lambda effort: in_lanes(kill_at_random, effort, effort.of(60, 10_000)),
+        lambda effort: in_lanes(kill_at_random, effort, effort.of(60, 4000)),
     ),
 )

@@ -218,11 +218,11 @@ def _kill_at_random(recover: Way, root: Path, dice: random.Random, outcome: Outc
 
 
 def _row_3(effort: Effort) -> Outcome:
-    return in_lanes(kill_while_recovering, effort, effort.of(60, 10_000))
+    return in_lanes(kill_while_recovering, effort, effort.of(60, 3000))
 
 
 def _row_4(effort: Effort) -> Outcome:
-    return in_lanes(kill_while_publishing, effort, effort.of(60, 10_000))
+    return in_lanes(kill_while_publishing, effort, effort.of(60, 3000))
 
 
 ROWS: Final = (
