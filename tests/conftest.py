@@ -17,6 +17,7 @@ import anyio.to_thread
 import hypothesis
 import pytest
 
+from trialstore._publishing.modesty import be_modest
 from trialstore._recording import publisher
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 # ``--hypothesis-profile=campaign``: for hours, not for every change.
 hypothesis.settings.register_profile("campaign", deadline=None, max_examples=10_000)
 hypothesis.settings.load_profile("untimed")
+
+# Publishers have the lowest priority, and tests wait for them: beside tests of a higher one, on a
+# machine with few cores, they would hardly have their turn (the suite took twice as long).
+be_modest()
 
 PACKAGE = f"{os.sep}trialstore{os.sep}"
 READING = f"{os.sep}_reading{os.sep}"
