@@ -21,6 +21,7 @@ from tests.conftest import wait_until
 from tests.helpers import open_task, reader_of
 from trialstore import Storage, StorageError
 from trialstore._ondisk.lock import holder
+from trialstore._publishing.modesty import be_modest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -415,6 +416,19 @@ def test_kill_keeps_every_durable_trial(
     assert reader.losses == ()
 
 
+@pytest.fixture
+def ordinary_priority() -> Iterator[None]:
+    """Let a test begin at the priority that an experiment has, where the user may raise it."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
+    except PermissionError:
+        pytest.skip("the tests have the lowest priority and may not raise it")
+    yield
+    be_modest()
+
+
+@pytest.mark.usefixtures("ordinary_priority")
 def test_the_publisher_is_not_in_the_terminals_group(
     tmp_path: Path, script: Callable[..., Script]
 ) -> None:
