@@ -42,11 +42,14 @@ SECTORS: Final = (512, 4096)
 _QUICK: Final = 400
 
 
-def sampled(effort: Effort, mutants: Sequence[T], quick: int = _QUICK) -> Sequence[T]:
-    """Return all of them at full effort, else the same few every time."""
-    if effort.is_full or len(mutants) <= quick:
+def sampled(
+    effort: Effort, mutants: Sequence[T], quick: int = _QUICK, full: int | None = None
+) -> Sequence[T]:
+    """Return all of them (or `full`) at full effort, else the same few every time."""
+    most = full if effort.is_full else quick
+    if most is None or len(mutants) <= most:
         return mutants
-    return random.Random(effort.seed).sample(mutants, quick)
+    return random.Random(effort.seed).sample(mutants, most)
 
 
 @contextmanager
@@ -125,7 +128,7 @@ def row_12(effort: Effort) -> Outcome:
         for bench in all_benches:
             for size in SECTORS[:1] if not effort.is_full else (64, *SECTORS):
                 for name in bench.known.segments:
-                    _mix_up_sectors(bench, name, size, 8 if effort.is_full else size // 4)
+                    _mix_up_sectors(bench, name, size, 32 if effort.is_full else size // 4)
             _mix_up_files(bench)
     return outcome
 
@@ -191,9 +194,9 @@ def row_13(effort: Effort) -> Outcome:
         for bench in all_benches:
             for name in bench.known.segments:
                 own = bench.known.files[name]
-                tails = [dice.randbytes(n) for n in range(1, effort.of(20, 1200))]
-                tails += [bytes(n) for n in range(1, effort.of(20, 1200))]
-                tails += [b"\xf1TrF" * n for n in range(1, effort.of(10, 300))]
+                tails = [dice.randbytes(n) for n in range(1, effort.of(20, 200))]
+                tails += [bytes(n) for n in range(1, effort.of(20, 200))]
+                tails += [b"\xf1TrF" * n for n in range(1, effort.of(10, 50))]
                 tails += [alien, alien[64:], *(alien[64:][:n] for n in range(0, len(alien), 16))]
                 tails += [own, own[64:], *strangers, *(stranger[64:] for stranger in strangers)]
                 for number, tail in enumerate(tails):
@@ -246,7 +249,7 @@ def row_14(effort: Effort) -> Outcome:
             data = bench.known.files["000001.segment"]
             outer = next(f for f in frames_of(data) if f.type == FrameType.CHUNKS)
             mutants = [(at, bit) for at in range(outer.offset, outer.end) for bit in range(8)]
-            for at, bit in sampled(effort, mutants, 300):
+            for at, bit in sampled(effort, mutants, 300, 2000):
                 _overwrite(
                     *(bench, "000001.segment", at, bytes([data[at] ^ 1 << bit])),
                     where=f"bit {bit} of byte {at}",

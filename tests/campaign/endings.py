@@ -302,6 +302,6 @@ ROWS: Final = (
         "cancel, time-outs, closed loop, garbage collection, sys.exit, exception, Ctrl-C once and "
         "twice, SIGTERM, os._exit; on asyncio, uvloop and trio",
         "receipts tell the truth; what was accepted is there after every normal end",
-        lambda effort: in_lanes(end_in_every_way, effort, effort.of(28, 500)),
+        lambda effort: in_lanes(end_in_every_way, effort, effort.of(28, 200)),
     ),
 )

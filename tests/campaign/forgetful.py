@@ -132,7 +132,7 @@ def _must_find(effort: Effort, mutants: dict[str, tuple[Tries, int]]) -> Outcome
 
 
 def _row_7(effort: Effort) -> Outcome:
-    few, many = effort.of(10, 50), effort.of(100, 600)
+    few, many = effort.of(10, 30), effort.of(100, 400)
     return _must_find(
         effort,
         {
@@ -143,7 +143,7 @@ def _row_7(effort: Effort) -> Outcome:
 
 
 def _row_8(effort: Effort) -> Outcome:
-    few, many = effort.of(10, 50), effort.of(100, 600)
+    few, many = effort.of(10, 30), effort.of(100, 400)
     return _must_find(
         effort,
         {

@@ -32,7 +32,7 @@ def row_model(effort: Effort) -> Outcome:
         raise CannotRun("recorders are killed through Linux's process descriptors")
     outcome = Outcome("faults")
     settings = hypothesis.settings(
-        max_examples=effort.of(40, 250),
+        max_examples=effort.of(40, 150),
         stateful_step_count=effort.of(20, 40),
         deadline=None,
         database=None,

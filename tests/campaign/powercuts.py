@@ -260,12 +260,12 @@ ROWS: Final = (
         "power cut on a real ext4 (also noauto_da_alloc, data=writeback), with a drive's cache "
         "lost in part",
         "every durable trial and pickle is there, before and after publication; recording goes on",
-        lambda effort: in_lanes(cut_power, effort, effort.of(10, 700)),
+        lambda effort: in_lanes(cut_power, effort, effort.of(10, 520)),
     ),
     Row(
         33,
         "a reader is shown a trial, then the power is cut",
         "what a reader was shown is there",
-        lambda effort: in_lanes(cut_power_behind_a_reader, effort, effort.of(8, 100)),
+        lambda effort: in_lanes(cut_power_behind_a_reader, effort, effort.of(8, 60)),
     ),
 )

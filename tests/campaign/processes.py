@@ -291,18 +291,18 @@ ROWS: Final = (
         27,
         "the recorder is stopped (SIGSTOP) and a second one comes",
         "the second is refused, and so is a publisher; the first goes on when it is woken",
-        lambda effort: in_lanes(stop_a_recorder, effort, effort.of(4, 100)),
+        lambda effort: in_lanes(stop_a_recorder, effort, effort.of(4, 40)),
     ),
     Row(
         28,
         "the lock of a stopped recorder is broken by force, another resumes, the first wakes",
         "the successor's trials are unharmed; what the first was told is durable is there or named",
-        lambda effort: in_lanes(break_the_lock, effort, effort.of(6, 100)),
+        lambda effort: in_lanes(break_the_lock, effort, effort.of(6, 40)),
     ),
     Row(
         29,
         "fork with an open recorder (os.fork, multiprocessing)",
         "the child cannot write and keeps no lock; the parent goes on",
-        lambda effort: in_lanes(fork_a_recorder, effort, effort.of(4, 100)),
+        lambda effort: in_lanes(fork_a_recorder, effort, effort.of(4, 40)),
     ),
 )

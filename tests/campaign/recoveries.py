@@ -222,7 +222,7 @@ def _row_3(effort: Effort) -> Outcome:
 
 
 def _row_4(effort: Effort) -> Outcome:
-    return in_lanes(kill_while_publishing, effort, effort.of(60, 3000))
+    return in_lanes(kill_while_publishing, effort, effort.of(60, 2000))
 
 
 ROWS: Final = (

@@ -285,12 +285,12 @@ ROWS: Final = (
         17,
         "write-back errors of the kernel: ext4 on a device that runs out of room, caches dropped",
         "no trial that was called durable is wrong or missing, on the disk itself",
-        lambda effort: in_lanes(fail_write_back, effort, effort.of(4, 40)),
+        lambda effort: in_lanes(fail_write_back, effort, effort.of(4, 20)),
     ),
     Row(
         35,
         "memory runs out (RLIMIT_AS) in the recorder and in publication; publishers are killed",
         "what was refused is refused as a whole; the journal is intact, publication is done again",
-        lambda effort: in_lanes(run_out_of_memory, effort, effort.of(8, 120)),
+        lambda effort: in_lanes(run_out_of_memory, effort, effort.of(8, 60)),
     ),
 )

@@ -28,7 +28,7 @@ def cut_power(effort: Effort) -> Outcome:
         world.mkdir()
         disk = PowerCutDisk(world)
         lives = _record(disk, world)
-        states = disk.states(limit=effort.of(150, 8000), seed=effort.seed)
+        states = disk.states(limit=effort.of(150, 4000), seed=effort.seed)
         outcome.figures["operations of the recording"] = disk.position
         outcome.figures["states that were possible"] = states.total
         for state in states:
