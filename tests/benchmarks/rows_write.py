@@ -257,7 +257,7 @@ async def _row_cost(name: str, folder: Path, trials: int) -> Figures:
 def run_rows(effort: Effort) -> Outcome:
     """Rows per second; whether a row costs more the more there are."""
     outcome = Outcome()
-    trials = effort.of(100_000, 20_000, 500)
+    trials = effort.of(100_000, 10_000, 500)
     fewer = {"axopy": effort.of(1000, 500, 20), "zarr": effort.of(500, 100, 20)}
     for name in chosen(effort):
         count = effort.pairs if name == "trialstore" else 1
