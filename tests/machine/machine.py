@@ -150,7 +150,7 @@ class Machine(World):
         if task is not None and how == "repeat":
             self.done[folder.relative_to(self.world)] = old
         elif moved:
-            self.done[moved.pop().relative_to(self.world)] = old
+            self.done[moved.pop()] = old
         elif task is None:
             self.task = old  # refused, or dead before anything was moved
 
@@ -159,10 +159,13 @@ class Machine(World):
         return self.task if self.task is not None and not self.task.is_open else None
 
     def _trash(self) -> set[Path]:
-        """Old tasks in the trash; not the old journals and pickles that lie there as well."""
+        """Old tasks in the trash, below the world; not the journals and pickles there.
+
+        Below the world, which is another one after a power cut.
+        """
         folder = self.world / "data.trash" / SUBJECT
         names = set(folder.iterdir()) if folder.is_dir() else set()
-        return {path for path in names if (path / layout.MANIFEST).exists()}
+        return {path.relative_to(self.world) for path in names if (path / layout.MANIFEST).exists()}
 
     # --- faults -----------------------------------------------------------------------------------
 
