@@ -65,7 +65,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def campaign(session: nox.Session) -> None:
-    """Inject every fault: about an hour, as root on Linux; ``-- --quick`` takes minutes.
+    """Inject every fault: an hour or two, as root on Linux; ``-- --quick`` takes minutes.
 
     A full one writes docs/reference/reliability.md.
     """
