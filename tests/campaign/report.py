@@ -52,7 +52,7 @@ def _machine(results: dict[str, Any]) -> str:
         f"Effort: {results['effort']}, seed {results['seed']}. trialstore {machine['trialstore']}, "
         f"{machine['platform']}, {machine['processors']} processors, Python {machine['python']}, "
         f"NumPy {machine['numpy']}, h5py {machine['h5py']}, HDF5 {machine['hdf5']}. "
-        "To run it again: `nox -s campaign` (an hour or two), or `nox -s campaign -- --quick` (minutes).\n"
+        "To run it again: `nox -s campaign` (an hour or two), or with `-- --quick` (minutes).\n"
     )
 
 
