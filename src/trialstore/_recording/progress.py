@@ -52,8 +52,8 @@ class Progress:
         self.trials: list[int] = [first] * 4
         self.bytes: list[int] = [0] * 4
         #: Position in the stream of everything accepted, chunks included; for `flush`.
-        self.accepted_items = 0
-        self.durable_items = 0
+        self.accepted_items: int = 0
+        self.durable_items: int = 0
         self.failure: StorageError | None = None
         self._waiters: list[tuple[int, Level | None, anyio.Event]] = []
 
