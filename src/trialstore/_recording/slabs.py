@@ -2,9 +2,8 @@
 
 Chunks lie side by side as they came: a run of them is one piece for checksum and system call. And
 what is freed is gone: malloc keeps whatever lies below anything that still lives, so that after a
-disk had stood still for ten seconds a recorder kept 209 of 256 MiB for good (measured). Slabs that
-are used again were not tried: a mistake there would be somebody else's samples, and new pages cost
-a tenth of a millisecond per MiB.
+disk had stood still for two seconds a recorder kept 209 of 256 MiB for good (measured). Slabs that
+are used again were not tried: a mistake there would be somebody else's samples.
 """
 
 from __future__ import annotations
