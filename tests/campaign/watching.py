@@ -159,7 +159,7 @@ def _acknowledged(lines: list[str]) -> int:
 
 def row_32(effort: Effort) -> Outcome:
     """Poll a journal that is being written, over and over."""
-    return in_lanes(watch, effort, effort.of(6000, 20_000))
+    return in_lanes(watch, effort, effort.of(20_000, 4_000_000))
 
 
 ROWS: Final = (
