@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from trialstore._recording import writer
 from trialstore._recording.queue import BoundedQueue, Lane
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
@@ -31,11 +33,23 @@ class GatedDisk(Disk):
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.gate.set()
+        self.reached = threading.Event()
 
     def sync(self, fd: int) -> None:
         """Wait at the gate, for half a minute at most, then sync."""
+        self.reached.set()
         assert self.gate.wait(30)
         super().sync(fd)
+
+    @contextlib.contextmanager
+    def closed(self) -> Iterator[None]:
+        """Let nothing through within this block."""
+        self.reached.clear()
+        self.gate.clear()
+        try:
+            yield
+        finally:
+            self.gate.set()
 
 
 def item(name: str = "x") -> Any:
@@ -205,6 +219,31 @@ async def test_wait_raise_and_drop(tmp_path: Path) -> None:
         assert len(reader_of(tmp_path / "wait").array("emg", trial=0)) == 5 * 4 * KIB
 
     await anyio.to_thread.run_sync(look)
+
+
+async def test_a_refusal_is_on_disk_before_what_came_after_it(tmp_path: Path) -> None:
+    """Also if both happen after their batch was begun, while the disk is busy with another task."""
+    disk = GatedDisk()
+    chunk = np.zeros(10 * KIB, "uint8")
+    with use(disk):
+        async with Storage(tmp_path, queue_bytes=18 * KIB, on_full="drop") as storage:
+            storage.subject_id = "p0"
+            async with storage.create_task("first") as first, storage.create_task("second") as second:
+                with disk.closed():
+                    first.write_nowait({})
+                    second.write_nowait({})
+                    # The thread waits at the gate with one task's batch; the other's is not encoded.
+                    assert await anyio.to_thread.run_sync(disk.reached.wait, 30)
+                    for task in (first, second):
+                        for _ in range(5):
+                            await task.append("emg", chunk)
+                        receipt = task.write_nowait({"mark": "after the refusal"})
+                        assert receipt.index == 1
+                await first.flush()
+                await second.flush()
+                for task in (first, second):
+                    segment = await anyio.Path(task.root, "journal/000001.segment").read_bytes()
+                    assert 0 < segment.find(b"refused") < segment.find(b"after the refusal")
 
 
 async def test_a_cancelled_write_took_nothing(tmp_path: Path) -> None:

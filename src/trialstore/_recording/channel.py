@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -96,6 +97,7 @@ class Channel:
         self.lane: Lane = queue.add_lane()
         self.columns: dict[str, list[Any]] = {}
         self.refused: dict[tuple[int | None, str, str], int] = {}
+        self._refusing = threading.Lock()
         self.losses: int = 0
         self.has_end: bool = False
         self.next_trial: int = first
@@ -315,24 +317,27 @@ class Channel:
 
     def _count_loss(self, trial: int | None, noun: str, of: str) -> None:
         key = (trial, noun, of)
-        self.refused[key] = self.refused.get(key, 0) + 1
+        with self._refusing:
+            self.refused[key] = self.refused.get(key, 0) + 1
         self.losses += 1
         self._tally.losses += 1
         self._notify()
 
     def take_losses(self) -> tuple[Loss, ...]:
-        """Return what was refused since the last call, for the journal."""
-        refused, self.refused = self.refused, {}
+        """Return what was refused since the last call, for the journal; in any thread."""
         evidence = "the queue was full (on_full='drop')"
-        return tuple(
-            Loss(
-                () if trial is None else (trial,),
-                f"{count} {noun}{'s' if count > 1 else ''}{of}",
-                "refused",
-                evidence=evidence,
+        with self._refusing:
+            losses = tuple(
+                Loss(
+                    () if trial is None else (trial,),
+                    f"{count} {noun}{'s' if count > 1 else ''}{of}",
+                    "refused",
+                    evidence=evidence,
+                )
+                for (trial, noun, of), count in self.refused.items()
             )
-            for (trial, noun, of), count in refused.items()
-        )
+            self.refused = {}
+        return losses
 
     # --- the end ----------------------------------------------------------------------------------
 

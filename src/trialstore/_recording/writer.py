@@ -82,6 +82,8 @@ class Job:
     def _encode(self) -> None:
         self.parcel = self.channel.lane.take()
         items = [] if self.parcel is None else self.parcel.items
+        # After the items: what was refused before a trial is on disk no later than the trial.
+        self.losses += self.channel.take_losses()
         entries = [encode(LossNote(self.losses))] if self.losses else []
         entries += encode_batch(items) or [encode(SyncMark())]
         self.count = len(items)
@@ -397,7 +399,6 @@ class Writer:
 
 def _next_job(channel: Channel) -> Job | None:
     """Begin the next part of a batch, if a task has something for it."""
-    losses = channel.take_losses() if channel.refused else ()
-    if not channel.lane.parcels and not losses:
+    if not channel.lane.parcels and not channel.refused:
         return None
-    return Job(channel, channel.progress.trials[Level.DURABLE - 1], losses)
+    return Job(channel, channel.progress.trials[Level.DURABLE - 1])
