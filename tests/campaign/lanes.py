@@ -195,6 +195,14 @@ class Child:
             self._heard += data
         return True
 
+    def has_news(self) -> bool:
+        """Hear what it has said by now, without waiting; return whether that was anything."""
+        if not select.select([self._pipe], [], [], 0.0)[0]:
+            return False
+        data = os.read(self._pipe, 1 << 16)
+        self._heard += data
+        return bool(data)
+
     def _has_said(self, start: bytes) -> bool:
         return any(line.startswith(start) for line in self._heard.splitlines())
 

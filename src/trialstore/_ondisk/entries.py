@@ -12,6 +12,7 @@ import json
 import math
 import sys
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring as _quoted
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from trialstore._errors import FormatError
@@ -221,18 +222,50 @@ class CleanEnd:
     statistics: dict[str, Any] = field(default_factory=dict)
 
 
-Record = Opening | ChunkRun | TrialCommit | LossNote | PoisonNote | SyncMark | CleanEnd
+_Described = Opening | ChunkRun | LossNote | PoisonNote | SyncMark | CleanEnd
+Record = _Described | TrialCommit
 
 
 def encode(record: Record, body: Sequence[Buffer] = ()) -> Entry:
     """Turn a record into a frame to be."""
+    if isinstance(record, TrialCommit):
+        told = (record.arrays, record.unix_ns, record.monotonic_ns, record.first_unix_ns)
+        return encode_trial(record.trial, encode_row(record.row), *told)
     kind, values = _describe(record)
     # A traceback may quote a file name that is not Unicode; the end of a session must not fail over
     # it.
     return Entry(kind, _dump(values).encode("utf-8", "replace"), body)
 
 
-def _describe(record: Record) -> tuple[FrameType, dict[str, Any]]:
+def encode_row(row: Row) -> str:
+    """Return a trial's row as the JSON that `encode_trial` takes.
+
+    A string and not the cells waits in the queue: of every row's nine tuples the garbage collector
+    looked at each again and again (a fifth of the time of a row, measured).
+    """
+    cells = [f"[{_quoted(name)},{_quoted(kind)},{_quoted(text)}]" for name, kind, text in row]
+    return f"[{','.join(cells)}]"
+
+
+def encode_trial(
+    trial: int,
+    row: str,
+    arrays: dict[str, tuple[int, int]],
+    unix_ns: int,
+    monotonic_ns: int,
+    first_unix_ns: int | None,
+) -> Entry:
+    """Turn what a `TrialCommit` holds, the row encoded already, into a frame to be."""
+    counts = _dump(arrays) if arrays else "{}"
+    first = "null" if first_unix_ns is None else first_unix_ns
+    meta = (
+        f'{{"trial":{trial},"row":{row},"arrays":{counts},"unix_ns":{unix_ns},'
+        f'"monotonic_ns":{monotonic_ns},"first_unix_ns":{first}}}'
+    )
+    return Entry(FrameType.TRIAL, meta.encode("utf-8", "replace"))
+
+
+def _describe(record: _Described) -> tuple[FrameType, dict[str, Any]]:
     match record:
         case Opening():
             values = {name: getattr(record, name) for name in Opening.__slots__}
@@ -247,8 +280,6 @@ def _describe(record: Record) -> tuple[FrameType, dict[str, Any]]:
                 "stack_axis": layout.stack_axis,
                 "chunks": stamps,
             }
-        case TrialCommit():
-            return FrameType.TRIAL, {name: getattr(record, name) for name in TrialCommit.__slots__}
         case LossNote(losses):
             return FrameType.LOSSES, {"losses": [loss.to_json() for loss in losses]}
         case PoisonNote(segment, error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,7 @@ from trialstore._publishing.hdf5 import ArrayFileWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import Future
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
 #: Samples are moved in slabs of about this size, so that a trial of an hour needs no more memory.
 _SLAB_BYTES: Final = 32 * 2**20
 #: Written bytes are synced and read back in portions of about this size while recording goes on, so
-#: that closing a task costs its last seconds and not its length.
-_CHECK_BYTES: Final = 64 * 2**20
+#: that closing a task costs its last seconds and not its length. A portion is synced while the next
+#: one is written.
+_CHECK_BYTES: Final = 32 * 2**20
 _TIMING_DTYPE: Final = np.dtype(np.int64)
 
 
@@ -44,6 +47,14 @@ class _Written:
     @property
     def nbytes(self) -> int:
         return chunks.nbytes(self.stored.shape, self.dtype)
+
+
+@dataclass(slots=True)
+class _Portion:
+    """Datasets that are being synced beside."""
+
+    written: list[_Written]
+    synced: Future[None]
 
 
 @dataclass(slots=True)
@@ -75,6 +86,8 @@ class ArrayBuilder:
     _file: ArrayFileWriter | None = None
     _unchecked: list[_Written] = field(default_factory=list)
     _unchecked_bytes: int = 0
+    _syncing: _Portion | None = None
+    _beside: ThreadPoolExecutor | None = None
     _changed: bool = False
     _offsets: dict[int, int | None] = field(default_factory=dict)
 
@@ -128,7 +141,7 @@ class ArrayBuilder:
         self._unchecked_bytes += nbytes
         self._changed = True
         if self._unchecked_bytes >= _CHECK_BYTES:
-            self.check()
+            self._sync_beside()
 
     def _long_pieces(
         self,
@@ -176,22 +189,60 @@ class ArrayBuilder:
         PublishFailed
             If bytes differ from what was written, or the disk fails.
         """
-        if self._file is None or not self._unchecked:
+        if self._file is None:
             return
-        self._file.flush()
+        self._check_synced()
+        if self._unchecked:
+            self._file.flush()
+            self._translated_sync()
+            self._read_back(self._take_unchecked())
+
+    def _sync_beside(self) -> None:
+        """Have what was written synced by a thread while more is written.
+
+        The disk and the processor take about the same time for a portion.
+        """
+        self._check_synced()
+        if self._file is not None:
+            self._file.flush()
+        if self._beside is None:
+            self._beside = ThreadPoolExecutor(1, "sync")
+        self._syncing = _Portion(self._take_unchecked(), self._beside.submit(self._sync))
+
+    def _check_synced(self) -> None:
+        """Wait for the portion that is being synced, and read it back."""
+        if self._syncing is not None:
+            portion, self._syncing = self._syncing, None
+            try:
+                portion.synced.result()
+            except OSError as error:
+                raise self._failed(error) from error
+            self._read_back(portion.written)
+
+    def _take_unchecked(self) -> list[_Written]:
+        written, self._unchecked, self._unchecked_bytes = self._unchecked, [], 0
+        return written
+
+    def _read_back(self, written: list[_Written]) -> None:
         try:
-            self._sync()
             fd = open_reading(self.hidden)
             try:
-                for written in self._unchecked:
-                    self._compare(fd, written)
+                for dataset in written:
+                    self._compare(fd, dataset)
             finally:
                 os.close(fd)
         except OSError as error:
-            raise PublishFailed(f"{str(self.hidden)!r}: {error}") from error
-        self._offsets.update((w.stored.trial, w.offset) for w in self._unchecked)
-        self._unchecked.clear()
-        self._unchecked_bytes = 0
+            raise self._failed(error) from error
+        self._offsets.update((dataset.stored.trial, dataset.offset) for dataset in written)
+
+    def _failed(self, error: OSError) -> PublishFailed:
+        return PublishFailed(f"{str(self.hidden)!r}: {error}")
+
+    def _translated_sync(self) -> None:
+        try:
+            self._sync()
+        except OSError as error:
+            raise self._failed(error) from error
 
     def _sync(self) -> None:
         fd = os.open(self.hidden, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
@@ -238,10 +289,7 @@ class ArrayBuilder:
 
     def _sync_closed(self) -> None:
         """Sync what was written at close, and see that it still leads to the same bytes."""
-        try:
-            self._sync()
-        except OSError as error:
-            raise PublishFailed(f"{str(self.hidden)!r}: {error}") from error
+        self._translated_sync()
         with ArrayFileWriter(self.hidden, mode="r+") as file:
             for trial, offset in self._offsets.items():
                 if file.offset(str(trial)) != offset:
@@ -264,6 +312,10 @@ class ArrayBuilder:
 
     def close(self) -> None:
         """Close the hidden file."""
+        self._syncing = None
+        if self._beside is not None:
+            beside, self._beside = self._beside, None
+            beside.shutdown()
         if self._file is not None:
             file, self._file = self._file, None
             file.close()

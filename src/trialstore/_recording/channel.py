@@ -15,7 +15,7 @@ from trialstore._errors import QueueFull, StorageError
 from trialstore._ondisk.chunks import opaque
 from trialstore._ondisk.losses import Loss
 from trialstore._recording import intake
-from trialstore._recording.items import ITEM_OVERHEAD, ChunkItem, EndItem, TrialItem
+from trialstore._recording.items import ITEM_OVERHEAD, ChunkItem, EndItem
 from trialstore._recording.lifecycle import Lifecycle, State
 from trialstore._recording.progress import Levels, Progress
 from trialstore._recording.receipt import Receipt
@@ -149,12 +149,12 @@ class Channel:
         """Take the trial: from here to the end nothing waits and nothing can fail."""
         index = self.next_trial
         now = (time.time_ns(), time.monotonic_ns())
-        chunks, commit = intake.items_of(taken, index, self._open, now)
+        item = intake.item_of(taken, index, self._open, now)
         put = self._queue.put_reserved if reserved else self._queue.put
         # The number first: a KeyboardInterrupt right here must not let it be given twice.
         self.next_trial += 1
         self._open = intake.OpenTrial()
-        put(self.lane, TrialItem(chunks, commit, taken.nbytes), taken.size)
+        put(self.lane, item, taken.size)
         self._remember(taken.attrs)
         for part in taken.parts:
             intake.let_go(part)

@@ -21,10 +21,10 @@ from trialstore._ondisk.chunks import (
     refusal_of_dtype,
     refusal_of_shape,
 )
-from trialstore._ondisk.entries import TrialCommit, layout_of
+from trialstore._ondisk.entries import encode_row, layout_of
 from trialstore._ondisk.layout import check_name, folded
 from trialstore._ondisk.values import encode_attrs
-from trialstore._recording.items import ITEM_OVERHEAD, ChunkItem
+from trialstore._recording.items import ITEM_OVERHEAD, ChunkItem, TrialItem
 from trialstore.design import Array, ArrayInfo
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trialstore._ondisk.entries import Layout
-
-    Row = list[tuple[str, str, str]]
 
 _DEFAULT_INFO = ArrayInfo()
 
@@ -71,8 +69,8 @@ class Snapshot(NamedTuple):
     """A trial as it was at the call."""
 
     attrs: dict[str, Any]
-    row: Row
-    parts: list[ArrayPart]
+    row: str
+    parts: Sequence[ArrayPart]
     nbytes: int
 
     @property
@@ -185,6 +183,9 @@ def snapshot(
     InvalidName
         For an array whose name cannot be a file name.
     """
+    if type(trial) is dict:  # as most are; asking an abstract class takes half a microsecond
+        row = encode_row(encode_attrs(trial))
+        return Snapshot(dict(trial), row, (), len(row))
     if isinstance(trial, Mapping):
         attrs: object = trial
         arrays: object = {}
@@ -195,8 +196,8 @@ def snapshot(
             f"{type(trial).__name__!r} object is not a trial: give a mapping, or an object with "
             "the mappings .attrs and .arrays"
         )
-    row = encode_attrs(attrs)
-    nbytes = sum(len(name) + len(text) for name, _, text in row)
+    row = encode_row(encode_attrs(attrs))
+    nbytes = len(row)
     parts = []
     for given, source in arrays.items():
         name = names.check(given)
@@ -258,13 +259,13 @@ def let_go(part: ArrayPart) -> None:
         clear()
 
 
-def items_of(
-    taken: Snapshot, trial: int, streamed: OpenTrial, now: tuple[int, int]
-) -> tuple[list[ChunkItem], TrialCommit]:
-    """Turn a snapshot into the items of trial number `trial`."""
-    chunks: list[ChunkItem] = []
+def item_of(taken: Snapshot, trial: int, streamed: OpenTrial, now: tuple[int, int]) -> TrialItem:
+    """Turn a snapshot into the item of trial number `trial`."""
     counts = {name: (array.chunks, array.nbytes) for name, array in streamed.arrays.items()}
-    first = [] if streamed.first_unix_ns is None else [streamed.first_unix_ns]
+    first = streamed.first_unix_ns
+    if not taken.parts:
+        return TrialItem((), trial, taken.row, counts, *now, first, taken.nbytes)
+    chunks: list[ChunkItem] = []
     for part in taken.parts:
         shared: tuple[tuple[int, ...], Layout, int] | None = None
         nbytes = 0
@@ -276,9 +277,9 @@ def items_of(
             chunks.append(ChunkItem(*place, length, unix_ns, monotonic_ns))
             nbytes += data.nbytes
         counts[part.name] = (len(part.chunks), nbytes)
-        first.append(part.chunks[0][1])
-    commit = TrialCommit(trial, tuple(taken.row), counts, *now, min(first, default=None))
-    return chunks, commit
+        began = part.chunks[0][1]
+        first = began if first is None else min(first, began)
+    return TrialItem(chunks, trial, taken.row, counts, *now, first, taken.nbytes)
 
 
 def as_bytes(data: NDArray[Any]) -> memoryview:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from trialstore._ondisk.entries import ChunkRun, ChunkStamp, CleanEnd, TrialCommit, encode
+from trialstore._ondisk.entries import ChunkRun, ChunkStamp, CleanEnd, encode, encode_trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,16 +49,26 @@ class ChunkItem:
 
 @dataclass(slots=True)
 class TrialItem:
-    """A whole trial: its chunks, if it was not streamed, and its row."""
+    """A whole trial: its chunks, if it was not streamed, and its row, encoded."""
 
-    chunks: list[ChunkItem]
-    commit: TrialCommit
+    chunks: Sequence[ChunkItem]
+    trial: int
+    row: str
+    arrays: dict[str, tuple[int, int]]
+    unix_ns: int
+    monotonic_ns: int
+    first_unix_ns: int | None
     nbytes: int
 
     @property
     def accepted_ns(self) -> int:
         """Monotonic time at which it was accepted."""
-        return self.commit.monotonic_ns
+        return self.monotonic_ns
+
+    def encode(self) -> Entry:
+        """Return the frame that commits it."""
+        times = (self.unix_ns, self.monotonic_ns, self.first_unix_ns)
+        return encode_trial(self.trial, self.row, self.arrays, *times)
 
 
 @dataclass(slots=True)
@@ -92,7 +102,7 @@ def encode_batch(items: Sequence[Item]) -> list[Entry]:
         if isinstance(item, TrialItem):
             streamed += item.chunks
         entries += map(_encode_run, _runs(streamed))
-        entries.append(encode(item.commit if isinstance(item, TrialItem) else item.end))
+        entries.append(item.encode() if isinstance(item, TrialItem) else encode(item.end))
         streamed = []
     entries += map(_encode_run, _runs(streamed))
     return entries

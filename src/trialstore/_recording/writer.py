@@ -90,7 +90,7 @@ class Job:
         self.nbytes = sum(item.nbytes for item in items)
         self.oldest_ns = items[0].accepted_ns if items else None
         past = next((item for item in reversed(items) if isinstance(item, TrialItem)), None)
-        self.trials = self.trials if past is None else past.commit.trial + 1
+        self.trials = self.trials if past is None else past.trial + 1
         self.entries = entries
 
     @property
