@@ -228,11 +228,14 @@ async def test_a_refusal_is_on_disk_before_what_came_after_it(tmp_path: Path) ->
     with use(disk):
         async with Storage(tmp_path, queue_bytes=18 * KIB, on_full="drop") as storage:
             storage.subject_id = "p0"
-            async with storage.create_task("first") as first, storage.create_task("second") as second:
+            async with (
+                storage.create_task("first") as first,
+                storage.create_task("second") as second,
+            ):
                 with disk.closed():
                     first.write_nowait({})
                     second.write_nowait({})
-                    # The thread waits at the gate with one task's batch; the other's is not encoded.
+                    # The thread waits at the gate with one batch; the other is not encoded yet.
                     assert await anyio.to_thread.run_sync(disk.reached.wait, 30)
                     for task in (first, second):
                         for _ in range(5):

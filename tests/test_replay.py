@@ -34,6 +34,7 @@ from trialstore._ondisk.entries import (
 from trialstore._ondisk.journal import FRAME_SIZE, HEADER_SIZE, Frame, FrameType
 from trialstore._ondisk.replay import Replay
 from trialstore._ondisk.samples import read_chunks
+from trialstore._ondisk.segment import Segment
 from trialstore._ondisk.segments import JournalWriter
 
 if TYPE_CHECKING:
@@ -120,6 +121,32 @@ def test_everything_that_was_recorded_comes_back(folder: Path) -> None:
     assert replay.losses() == []
     assert replay.torn == []
     assert replay.synced_to == replay.last_seq == frames_of(folder / SEGMENT)[-1].seq
+
+
+def test_a_segment_that_was_begun_again_is_read(folder: Path) -> None:
+    """A recorder that could not begin takes its file away; the next one gives its name again."""
+    with pytest.raises(OSError, match="Input/output"):
+        Recording(folder, disk=FailsToSync(1))
+    Segment(Disk(), folder, 1, bytes(16), 0, 0).close()  # as a reader sees it before it is gone
+    with Replay([folder]) as replay:
+        assert replay.poll() == []
+        for path in folder.iterdir():
+            path.unlink()
+        six_trials(folder).close()
+        assert [trial.index for trial in replay.poll()] == [0, 1, 2, 3, 4, 5]
+        assert replay.losses() == []
+
+
+def test_a_journal_that_was_replaced_is_not_mixed_with_the_new_one(folder: Path) -> None:
+    """What was read of the old one holds no longer: whoever reads begins again."""
+    six_trials(folder).close()
+    with Replay([folder]) as replay:
+        assert len(replay.poll()) == 6
+        for path in folder.iterdir():
+            path.unlink()
+        six_trials(folder).close()
+        with pytest.raises(FileNotFoundError, match="replaced"):
+            replay.poll()
 
 
 def test_chunks_come_back_with_their_arrival_times(folder: Path) -> None:

@@ -66,10 +66,17 @@ class SectorFile:
 
     def stands_at(self, path: Path) -> bool:
         """Whether the file at a path is this one: names are given again."""
+        return self._is_at(path) is True
+
+    def is_replaced_at(self, path: Path) -> bool:
+        """Whether the file at a path is another one."""
+        return self._is_at(path) is False
+
+    def _is_at(self, path: Path) -> bool | None:
         try:
             here, there = os.fstat(self._fd), path.lstat()
         except OSError:
-            return False
+            return None
         return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
     def read(self, offset: int, length: int) -> bytes:

@@ -129,6 +129,10 @@ class SegmentFile:
         """Whether the file at the segment's path is still this one."""
         return self._file.stands_at(self.path)
 
+    def is_replaced(self) -> bool:
+        """Whether another file is at the segment's path; not if there is none, or none to see."""
+        return self._file.is_replaced_at(self.path)
+
     @property
     def scanned(self) -> int:
         """Bytes that have been looked at."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,7 @@ class SegmentFolders:
         Raises
         ------
         FileNotFoundError
-            If the journal folder is gone (published, or moved).
+            If the journal folder is gone (published, or moved), or another journal is in its place.
         """
         found: dict[Key, Path] = {}
         witnessed: dict[Key, Path] = {}
@@ -70,6 +71,8 @@ class SegmentFolders:
                     if (number := layout.segment_number(segment.name)) is not None:
                         kind = found if path == segment else witnessed
                         kind[number, position] = segment
+        for key in found.keys() & self.files.keys():
+            self._let_go_if_replaced(key)
         fresh = sorted(found.keys() - self.files.keys())
         for key in fresh:
             with contextlib.suppress(FileNotFoundError):
@@ -80,6 +83,26 @@ class SegmentFolders:
         self.lost = {key: said for key in sorted(lonely) if (said := _lost(witnessed[key]))}
         if self.lost:
             self._folders[0].stat()  # raises if the journal was taken away while we looked
+
+    def _let_go_if_replaced(self, key: Key) -> None:
+        """Forget a file whose name was given to another one.
+
+        A recorder whose first segment cannot be synced takes it away, and the next recorder begins
+        with the same number: a reader that kept the old file saw trials without their chunks (found
+        by the soak, with a disk that fails every second).
+
+        Raises
+        ------
+        FileNotFoundError
+            If frames of the old one were given out: nothing fits together any more.
+        """
+        file = self.files[key]
+        if not file.is_replaced():
+            return
+        if file.seen:
+            raise FileNotFoundError(errno.ENOENT, "the journal was replaced", str(file.path))
+        file.close()
+        del self.files[key]
 
     def close(self) -> None:
         """Let go of every file."""
