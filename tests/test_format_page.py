@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import struct
@@ -420,9 +421,9 @@ def test_the_descriptions_have_the_members_of_the_page() -> None:
         PoisonNote("000001.segment", "EIO"),
         CleanEnd(0, "complete", None, 1, 2, {}),
     ):
-        kind, written = entries._describe(record)
-        assert list(written) == members_of(kind.name.lower().replace("_", " "))
-    assert entries._describe(SyncMark())[1] == {}
+        kind, meta, _ = entries.encode(record)
+        assert list(json.loads(meta)) == members_of(kind.name.lower().replace("_", " "))
+    assert entries.encode(SyncMark()).meta == b"{}"
 
 
 def test_the_losses_are_the_codes() -> None:

@@ -6,6 +6,7 @@ it is; several are joined by ``vstack``, ``hstack`` or ``dstack`` for ``stack_ax
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any, Final
 
@@ -112,6 +113,11 @@ def dtype_to_json(dtype: np.dtype[Any]) -> object:
 
 def dtype_from_json(described: object) -> np.dtype[Any]:
     """Undo `dtype_to_json`; raise FormatError for anything that is not such a description."""
+    # Most are one string, and the same for every trial of an array.
+    return _plain_dtype(described) if isinstance(described, str) else _dtype(described)
+
+
+def _dtype(described: object) -> np.dtype[Any]:
     try:
         dtype = np.lib.format.descr_to_dtype(_tuples(described))
     except (TypeError, ValueError, SyntaxError, IndexError, KeyError, RecursionError) as error:
@@ -119,6 +125,9 @@ def dtype_from_json(described: object) -> np.dtype[Any]:
     if refusal_of_dtype(dtype) is not None:
         raise FormatError(f"not a dtype that is kept: {described!r:.80}")
     return dtype
+
+
+_plain_dtype: Final = functools.lru_cache(maxsize=64)(_dtype)
 
 
 def _tuples(described: object, *, depth: int = 0) -> Any:
@@ -206,7 +215,7 @@ def block_count(shape: Shape, axis: int, length: int) -> int:
 
 def blocks(array: NDArray[Any], axis: int, length: int) -> Iterator[NDArray[Any]]:
     """Yield `array` in slabs of `length` samples along `axis`."""
-    if array.ndim == 0:
+    if array.ndim == 0 or 0 < array.shape[axis] <= length:
         yield array
         return
     for start in range(0, array.shape[axis], length):

@@ -209,8 +209,15 @@ class ArrayFile:
                 dataset.read(memory, chosen, array, memory_type)
             return array
 
-    def _dataset(self, name: str) -> tuple[Any, Any]:
-        """Open a dataset that lies in this file alone; return it and its creation properties."""
+    def _dataset(self, name: str) -> tuple[Any, Any | None]:
+        """Open a dataset that lies in this file alone.
+
+        Returns
+        -------
+        dataset : h5py.h5d.DatasetID
+        storage : h5py.h5p.PropDCID or None
+            How it is stored, unless its bytes lie side by side in this file.
+        """
         import h5py
 
         path = name.strip("/").encode("utf-8", "surrogateescape")
@@ -221,6 +228,10 @@ class ArrayFile:
             dataset = h5py.h5d.open(self._root, path)
         except KeyError as error:
             raise self._refused(name, f"cannot be opened: {_text(error)}") from error
+        # A dataset of one place in this file has no filter, and no other file: HDF5 knows no offset
+        # of those. Asking how it is stored takes a fifth of the time of a small one.
+        if dataset.get_offset() is not None:
+            return dataset, None
         storage = dataset.get_create_plist()
         layout = storage.get_layout()
         if layout == h5py.h5d.VIRTUAL or storage.get_external_count():
@@ -267,13 +278,13 @@ class ArrayFile:
             self._last_type = (stored, _without_metadata(described), memory_type)
         return self._last_type[1:]
 
-    def _check_size(self, dataset: Any, storage: Any, name: str, declared: int) -> None:
+    def _check_size(self, dataset: Any, storage: Any | None, name: str, declared: int) -> None:
         """Refuse a dataset that is larger than its bytes in the file can make it."""
         import h5py
 
         stored = dataset.get_storage_size()
         ratio = 1
-        if storage.get_layout() == h5py.h5d.CHUNKED:
+        if storage is not None and storage.get_layout() == h5py.h5d.CHUNKED:
             ratio = MAX_RATIO if storage.get_nfilters() else 1
             # HDF5 holds a whole chunk in memory, and a chunk may be larger than its dataset.
             chunk = math.prod(storage.get_chunk()) * dataset.get_type().get_size()

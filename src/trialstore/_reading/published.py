@@ -174,7 +174,7 @@ class PublishedSource:
         if self._aside is not None:
             with contextlib.suppress(StorageError):
                 return ArrayFile(layout.array_path(self._aside, name))
-        path = layout.array_path(self._folder, name)
+        path = self._path(name)
         try:
             return ArrayFile(path)
         except DamagedData:
@@ -191,7 +191,6 @@ class PublishedSource:
         *,
         verify: bool,
     ) -> NDArray[Any]:
-        path = layout.array_path(self._folder, name)
         axis = stored.axis
         first, last = _all_of(stored)
         size = last
@@ -204,18 +203,23 @@ class PublishedSource:
         try:
             array = file.read(str(stored.trial), selection=selection)
         except DamagedData as error:
-            raise DamagedData(str(error), path, (stored.trial,)) from error
+            raise DamagedData(str(error), self._path(name), (stored.trial,)) from error
         except StorageError as error:  # not understood, or of other axes than were published
             raise DamagedData(
-                f"array {name!r} of trial {stored.trial}: {error}", path, (stored.trial,)
+                f"array {name!r} of trial {stored.trial}: {error}",
+                self._path(name),
+                (stored.trial,),
             ) from error
         if verify:
-            self._verify(array, stored, (first, last), path)
+            self._verify(array, stored, (first, last), name)
         if window is None or not stored.shape:
             return array
         return array[chunks.along(axis, window[0] - first, max(0, window[1] - window[0]))]
 
-    def _verify(self, array: NDArray[Any], stored: StoredArray, span: Window, path: Path) -> None:
+    def _path(self, name: str) -> Path:
+        return layout.array_path(self._folder, name)
+
+    def _verify(self, array: NDArray[Any], stored: StoredArray, span: Window, name: str) -> None:
         """Raise unless `array` is what was published as these samples of a trial, whole blocks."""
         axis, first = stored.axis, span[0] // stored.block
         shape = stored.shape and (
@@ -226,6 +230,7 @@ class PublishedSource:
             found = tuple(map(chunks.crc_of, chunks.blocks(array, axis, stored.block)))
             fits = found == stored.blocks[first : first + len(found)]
         if not fits:
+            path = self._path(name)
             raise DamagedData(
                 f"{str(path)!r}: the samples of trial {stored.trial} do not fit their checksum: "
                 "the file was changed or damaged after publication; verify=False reads it all "
