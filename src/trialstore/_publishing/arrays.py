@@ -31,7 +31,7 @@ _SLAB_BYTES: Final = 32 * 2**20
 #: Written bytes are synced and read back in portions of about this size while recording goes on, so
 #: that closing a task costs its last seconds and not its length. A portion is synced while the next
 #: one is written.
-_CHECK_BYTES: Final = 32 * 2**20
+PORTION_BYTES: Final = 32 * 2**20
 _TIMING_DTYPE: Final = np.dtype(np.int64)
 
 
@@ -76,6 +76,8 @@ class ArrayBuilder:
         What the manifest says of it; grows with each trial.
     token : str
         Part of the hidden file's name that is this publisher's own.
+    portion : int, optional
+        Bytes that are synced and read back together.
     """
 
     disk: Disk
@@ -83,6 +85,7 @@ class ArrayBuilder:
     name: str
     record: ArrayRecord
     token: str
+    portion: int = PORTION_BYTES
     _file: ArrayFileWriter | None = None
     _unchecked: list[_Written] = field(default_factory=list)
     _unchecked_bytes: int = 0
@@ -140,7 +143,7 @@ class ArrayBuilder:
         self._unchecked.append(_Written(stored, dtype, axis, writer.offset(key)))
         self._unchecked_bytes += nbytes
         self._changed = True
-        if self._unchecked_bytes >= _CHECK_BYTES:
+        if self._unchecked_bytes >= self.portion:
             self._sync_beside()
 
     def _long_pieces(
