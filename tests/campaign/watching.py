@@ -125,7 +125,7 @@ def watch(lane: Lane) -> Outcome:
     """Watch recorders for this lane's share of the polls; one half on the disk, one in memory."""
     outcome = Outcome("polls")
     attempt = 0
-    while outcome.tried < lane.count:
+    while outcome.tried < lane.count or attempt < 2:
         memory = attempt % 2 == 0
         with lane.effort.workspace(memory=memory) as folder:
             task = folder / "reach"
