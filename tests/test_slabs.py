@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import mmap
+import resource
 import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -16,8 +19,6 @@ from trialstore._ondisk.disk import use
 from trialstore._recording.slabs import SLAB_BYTES, Slabs
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
 _SOURCE = np.arange(2 * 3 * 40, dtype="f8").reshape(2, 3, 40)
@@ -49,16 +50,48 @@ def test_any_array_is_copied_in_c_order(name: str) -> None:
     assert memory[start : start + array.nbytes] == array.tobytes()
 
 
-def test_what_was_copied_is_never_written_again() -> None:
+@pytest.mark.parametrize("is_prepared", [False, True], ids=["alone", "beside a thread"])
+def test_what_was_copied_is_never_written_again(is_prepared: bool) -> None:
     """A thousand copies of different length, over several slabs, are all there in the end."""
     slabs, dice = Slabs(), np.random.default_rng(1)
     kept = []
     for _ in range(1000):
+        if is_prepared:
+            slabs.prepare()
         array = dice.integers(0, 256, dice.integers(1, 40_000), dtype="u1")
         kept.append((array, *slabs.copy(array)))
     assert len({id(memory) for _, memory, _ in kept}) > 3
     for array, memory, start in kept:
         assert memory[start : start + len(array)] == array.tobytes()
+
+
+def faults_of_a_slab(slabs: Slabs) -> int:
+    """Fill a slab; return how many of its pages had to be found meanwhile."""
+    chunk = np.ones(SLAB_BYTES, "u1")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    slabs.copy(chunk)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="pages are found when first used")
+def test_the_next_slab_is_ready_when_it_is_begun() -> None:
+    """The loop does not wait for a slab's thousand pages where a thread has prepared it."""
+    pages = SLAB_BYTES // mmap.PAGESIZE
+    slabs = Slabs()
+    assert faults_of_a_slab(slabs) > pages / 2
+    slabs.prepare()
+    slabs.prepare()  # one is enough
+    assert faults_of_a_slab(slabs) < pages / 2
+    assert faults_of_a_slab(slabs) > pages / 2
+
+
+def test_nothing_is_prepared_for_a_task_that_does_not_stream() -> None:
+    """A few chunks are no reason to take megabytes."""
+    slabs = Slabs()
+    slabs.prepare()
+    slabs.copy(np.ones(1000))
+    slabs.prepare()
+    assert faults_of_a_slab(slabs) > SLAB_BYTES // mmap.PAGESIZE / 2
 
 
 def test_memory_is_given_back_with_the_last_chunk_in_it() -> None:
@@ -94,11 +127,11 @@ async def test_what_is_refused_or_cancelled_takes_up_no_memory(tmp_path: Path) -
             async with storage.create_task("reach") as task:
                 disk.gate.clear()
                 task.append_nowait("emg", chunk)
-                used = task._channel._slabs._end
+                used = task._channel.slabs._end
                 for _ in range(10):
                     with pytest.raises(QueueFull):
                         task.append_nowait("emg", chunk)
                     with anyio.move_on_after(0):
                         await task.append("emg", chunk)
-                assert task._channel._slabs._end == used == chunk.nbytes
+                assert task._channel.slabs._end == used == chunk.nbytes
                 disk.gate.set()

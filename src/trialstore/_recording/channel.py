@@ -110,7 +110,7 @@ class Channel:
         self._notify = notify
         self._is_starving = is_starving
         self._yielded_ns = 0
-        self._slabs = Slabs()
+        self.slabs: Slabs = Slabs()
 
     # --- trials -----------------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ class Channel:
         name, array, layout, ordinal, length = self._check(name, chunk)
         size = array.nbytes + ITEM_OVERHEAD
         if self._queue.has_room(size):
-            where = self._slabs.copy(array)
+            where = self.slabs.copy(array)
             item = self._item(name, ordinal, layout, where, array.nbytes, length)
             self._accept_chunk(item, size, began)
             return
@@ -205,7 +205,7 @@ class Channel:
         if not self._queue.has_room(size):
             self._queue.require_possible(size)
             raise self._full(size)
-        where = self._slabs.copy(array)
+        where = self.slabs.copy(array)
         item = self._item(name, ordinal, layout, where, array.nbytes, length)
         self._accept_chunk(item, size, began)
 
