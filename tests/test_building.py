@@ -94,14 +94,14 @@ def test_portions_are_synced_beside_and_all_are_checked(tmp_path: Path) -> None:
         for trial in replay.trials.values():
             builder.add(trial)
         assert builder.finish()
-        builder.publish(keep_building=False)
+        builder.publish()
     here = threading.current_thread()
     # At the end: the rest of the samples, and what HDF5 writes when the file is closed.
     assert [thread is here for thread in disk.threads] == [False, False, False, True, True]
     assert sorted(builder.record.trials) == list(range(_TRIALS))
     with h5py.File(tmp_path / "emg.hdf5") as file:
-        for trial in range(_TRIALS):
-            np.testing.assert_array_equal(file[str(trial)][()], samples(trial))
+        for number in range(_TRIALS):
+            np.testing.assert_array_equal(file[str(number)][()], samples(number))
     assert not any(thread.is_alive() for thread in disk.threads if thread is not here)
 
 

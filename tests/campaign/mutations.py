@@ -290,10 +290,10 @@ MUTATIONS: Final = (
     Mutation(
         "the manifest as the last of the published files",
         "_publishing/task.py",
-        "            self._put_in_place(described, keep_building=False)\n",
+        "            self._put_in_place(described)\n            self._describe_end(described)\n",
         "            self._describe_end(described)\n"
         "            self._disk.write_file(self.folder / layout.MANIFEST, described.encode())\n"
-        "            self._put_in_place(described, keep_building=False)\n",
+        "            self._put_in_place(described)\n",
         "test_safety::test_the_manifest_comes_last",
     ),
     Mutation(

@@ -178,10 +178,11 @@ def joined_shape(shapes: Sequence[Shape], stack_axis: int) -> Shape:
     """Shape of the array that chunks of `shapes` become."""
     if len(shapes) == 1:
         return shapes[0]
-    rows = [normalised(shape, stack_axis) for shape in shapes]
-    axis = growing_axis(len(rows[0]), stack_axis)
-    total = sum(row[axis] for row in rows)
-    return (*rows[0][:axis], total, *rows[0][axis + 1 :])
+    rows = {shape: normalised(shape, stack_axis) for shape in set(shapes)}
+    first = rows[shapes[0]]
+    axis = growing_axis(len(first), stack_axis)
+    total = sum(rows[shape][axis] for shape in shapes)
+    return (*first[:axis], total, *first[axis + 1 :])
 
 
 def join(chunks: Sequence[NDArray[Any]], stack_axis: int) -> NDArray[Any]:

@@ -74,12 +74,12 @@ class JournalTrial:
         shapes: list[Shape] = []
         kinds: set[tuple[np.dtype[Any], int]] = set()
         for run, _ in self._runs(name):
-            shapes += [run.layout.shape_of(stamp.length) for stamp in run.stamps]
+            shapes += _shapes_of(run)
             kinds.add((run.layout.dtype, run.layout.stack_axis))
         if not shapes:
             raise DamagedData(*self._unreadable(name, "chunks are missing from the journal"))
         dtype, stack_axis = kinds.pop()
-        odd = any(chunks.refusal_of_chunk(shapes[0], shape, stack_axis) for shape in shapes[1:])
+        odd = any(chunks.refusal_of_chunk(shapes[0], shape, stack_axis) for shape in set(shapes))
         if kinds or odd:
             raise DamagedData(*self._unreadable(name, "its chunks do not fit one another"))
         shape = chunks.joined_shape(shapes, stack_axis)
@@ -116,10 +116,7 @@ class JournalTrial:
         parts: list[NDArray[Any]] = []
         at = 0
         for run, copies in self._runs(name):
-            lengths = [
-                chunks.length_in(run.layout.shape_of(stamp.length), count, stack_axis)
-                for stamp in run.stamps
-            ]
+            lengths = [chunks.length_in(each, count, stack_axis) for each in _shapes_of(run)]
             if at < stop and at + sum(lengths) > start:
                 found = read_chunks(copies, self.index, name)
                 for chunk, length in zip(found, lengths, strict=True):
@@ -157,10 +154,16 @@ def read_chunks(refs: Sequence[ChunkRef], trial: int, name: str) -> Iterator[Chu
     for copies in _copies(refs):
         run, body = _first_whole(copies, trial, name, _body_at)
         at = 0
-        for stamp in run.stamps:
-            shape = run.layout.shape_of(stamp.length)
-            yield Chunk(np.ndarray(shape, run.layout.dtype, body, at), stamp)
-            at += run.layout.nbytes_of(stamp.length)
+        for shape, stamp in zip(_shapes_of(run), run.stamps, strict=True):
+            data = np.ndarray(shape, run.layout.dtype, body, at)
+            yield Chunk(data, stamp)
+            at += data.nbytes
+
+
+def _shapes_of(run: ChunkRun) -> list[Shape]:
+    """Shape of each chunk of a run; most are of one length, and there may be thousands."""
+    known = {length: run.layout.shape_of(length) for length in {s.length for s in run.stamps}}
+    return [known[stamp.length] for stamp in run.stamps]
 
 
 def _copies(refs: Sequence[ChunkRef]) -> list[list[ChunkRef]]:

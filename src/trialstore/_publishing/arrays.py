@@ -92,6 +92,8 @@ class ArrayBuilder:
     _syncing: _Portion | None = None
     _beside: ThreadPoolExecutor | None = None
     _changed: bool = False
+    _is_published: bool = False
+    _buffer: bytearray = field(default_factory=bytearray)
     _offsets: dict[int, int | None] = field(default_factory=dict)
 
     @property
@@ -178,9 +180,12 @@ class ArrayBuilder:
     def _open(self) -> ArrayFileWriter:
         if self._file is None:
             if self.record.trials and not self.hidden.exists():
-                # The task was resumed: the new file begins with what was published by then.
-                base = self.folder / layout.JOURNAL / layout.BASE
-                copy_file(self.disk, layout.array_path(base, self.name), self.hidden)
+                # What was published by now, in this session or before the task was resumed, is what
+                # the new file begins with.
+                folder = self.folder
+                if not self._is_published:
+                    folder = folder / layout.JOURNAL / layout.BASE
+                copy_file(self.disk, layout.array_path(folder, self.name), self.hidden)
             self._file = ArrayFileWriter(self.hidden, mode="r+" if self.hidden.exists() else "x")
         return self._file
 
@@ -260,11 +265,14 @@ class ArrayBuilder:
             return
         if written.offset is None:
             raise PublishFailed(f"{str(self.hidden)!r}: dataset {stored.trial} has no place in it")
-        if hasattr(os, "pread") and written.nbytes <= _SLAB_BYTES:
-            data = os.pread(fd, written.nbytes, written.offset)
-            if len(data) < written.nbytes:
+        if hasattr(os, "preadv") and written.nbytes <= _SLAB_BYTES:
+            # Into one buffer: the system takes longer to find new memory than to fill it.
+            if len(self._buffer) < written.nbytes:
+                self._buffer = bytearray(written.nbytes)
+            part = memoryview(self._buffer)[: written.nbytes]
+            if os.preadv(fd, [part], written.offset) < written.nbytes:
                 raise PublishFailed(f"{str(self.hidden)!r}: dataset {stored.trial} is cut short")
-            whole = np.ndarray(stored.shape, written.dtype, data)
+            whole = np.ndarray(stored.shape, written.dtype, self._buffer)
         else:
             with self.hidden.open("rb") as file:
                 whole = np.memmap(file, written.dtype, "r", written.offset, stored.shape)
@@ -299,19 +307,10 @@ class ArrayBuilder:
                     raise PublishFailed(f"{str(self.hidden)!r}: dataset {trial} has moved")
         self._offsets.clear()
 
-    def publish(self, *, keep_building: bool) -> None:
-        """Rename the finished file into place.
-
-        Parameters
-        ----------
-        keep_building : bool
-            Recording goes on: leave a copy to build on.
-        """
-        target = layout.array_path(self.folder, self.name)
-        self.disk.replace(self.hidden, target)
-        self._changed = False
-        if keep_building:
-            copy_file(self.disk, target, self.hidden)
+    def publish(self) -> None:
+        """Rename the finished file into place; what comes later begins with a copy of it."""
+        self.disk.replace(self.hidden, layout.array_path(self.folder, self.name))
+        self._changed, self._is_published = False, True
 
     def close(self) -> None:
         """Close the hidden file."""

@@ -278,7 +278,7 @@ class TaskPublisher:
         self.build(2**63)
         with self._publishing():
             described = self._described()
-            self._put_in_place(described, keep_building=True)
+            self._put_in_place(described)
             described.trials = len(self._rows.table)
             self._disk.write_file(self.folder / layout.MANIFEST, described.encode())
         return len(self._rows.table)
@@ -363,7 +363,7 @@ class TaskPublisher:
         with self._publishing():
             self._keep_uncommitted()
             described = self._described()
-            self._put_in_place(described, keep_building=False)
+            self._put_in_place(described)
             self._describe_end(described)
             described.files.update(self._pickles())
             self._disk.write_file(self.folder / layout.MANIFEST, described.encode())
@@ -404,11 +404,11 @@ class TaskPublisher:
         described.losses = list(self._losses)
         return described
 
-    def _put_in_place(self, described: Manifest, *, keep_building: bool) -> None:
+    def _put_in_place(self, described: Manifest) -> None:
         """Complete all hidden files, then rename them all: a failure leaves the old set whole."""
         ready = [builder for builder in self._arrays.values() if builder.finish()]
         for builder in ready:
-            builder.publish(keep_building=keep_building)
+            builder.publish()
         for name in self._arrays:
             path = layout.array_path(self.folder, name)
             if path.exists():
