@@ -23,7 +23,7 @@ from trialstore._ondisk.losses import Loss
 from trialstore._ondisk.numbers import MOST
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
 
@@ -222,8 +222,8 @@ class CleanEnd:
     statistics: dict[str, Any] = field(default_factory=dict)
 
 
-_Described = Opening | ChunkRun | LossNote | PoisonNote | SyncMark | CleanEnd
-Record = _Described | TrialCommit
+_Described = Opening | LossNote | PoisonNote | SyncMark | CleanEnd
+Record = _Described | ChunkRun | TrialCommit
 
 
 def encode(record: Record, body: Sequence[Buffer] = ()) -> Entry:
@@ -231,6 +231,9 @@ def encode(record: Record, body: Sequence[Buffer] = ()) -> Entry:
     if isinstance(record, TrialCommit):
         told = (record.arrays, record.unix_ns, record.monotonic_ns, record.first_unix_ns)
         return encode_trial(record.trial, encode_row(record.row), *told)
+    if isinstance(record, ChunkRun):
+        place = (record.array, record.trial, record.first, record.layout)
+        return encode_chunks(*place, record.stamps, body)
     kind, values = _describe(record)
     # A traceback may quote a file name that is not Unicode; the end of a session must not fail over
     # it.
@@ -265,21 +268,34 @@ def encode_trial(
     return Entry(FrameType.TRIAL, meta.encode("utf-8", "replace"))
 
 
+def encode_chunks(
+    array: str,
+    trial: int,
+    first: int,
+    layout: Layout,
+    stamps: Iterable[tuple[int, int, int]],
+    body: Sequence[Buffer] = (),
+) -> Entry:
+    """Turn what a `ChunkRun` holds into a frame to be; written out, as every batch has some."""
+    times = ",".join([f"[{length},{unix},{monotonic}]" for length, unix, monotonic in stamps])
+    meta = (
+        f'{{"array":{_quoted(array)},"trial":{trial},"first":{first},'
+        f'{_layout_text(layout.dtype, layout.shape, layout.stack_axis)},"chunks":[{times}]}}'
+    )
+    return Entry(FrameType.CHUNKS, meta.encode("utf-8", "replace"), body)
+
+
+@functools.lru_cache(maxsize=64)
+def _layout_text(dtype: np.dtype[Any], shape: tuple[int | None, ...], stack_axis: int) -> str:
+    told = {"dtype": dtype_to_json(dtype), "shape": shape, "stack_axis": stack_axis}
+    return _dump(told)[1:-1]
+
+
 def _describe(record: _Described) -> tuple[FrameType, dict[str, Any]]:
     match record:
         case Opening():
             values = {name: getattr(record, name) for name in Opening.__slots__}
             return FrameType.OPENING, values
-        case ChunkRun(array, trial, first, layout, stamps):
-            return FrameType.CHUNKS, {
-                "array": array,
-                "trial": trial,
-                "first": first,
-                "dtype": dtype_to_json(layout.dtype),
-                "shape": layout.shape,
-                "stack_axis": layout.stack_axis,
-                "chunks": stamps,
-            }
         case LossNote(losses):
             return FrameType.LOSSES, {"losses": [loss.to_json() for loss in losses]}
         case PoisonNote(segment, error):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from trialstore._ondisk.entries import ChunkRun, ChunkStamp, CleanEnd, encode, encode_trial
+from trialstore._ondisk.entries import CleanEnd, encode, encode_chunks, encode_trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -129,9 +129,9 @@ def _runs(chunks: Sequence[ChunkItem]) -> Iterator[Sequence[ChunkItem]]:
 
 def _encode_run(run: Sequence[ChunkItem]) -> Entry:
     first = run[0]
-    stamps = tuple([ChunkStamp(item.length, item.unix_ns, item.monotonic_ns) for item in run])
-    record = ChunkRun(first.array, first.trial, first.ordinal, first.layout, stamps)
-    return encode(record, _pieces(run))
+    stamps = [(item.length, item.unix_ns, item.monotonic_ns) for item in run]
+    place = (first.array, first.trial, first.ordinal, first.layout)
+    return encode_chunks(*place, stamps, _pieces(run))
 
 
 def _pieces(run: Sequence[ChunkItem]) -> list[Buffer]:
