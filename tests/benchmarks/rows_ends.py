@@ -148,6 +148,8 @@ async def _many_trials(folder: Path, trials: int) -> Figures:
         for trial in range(first, last):
             await ours.append(device.read())
             await ours.write(attrs_of(trial))
+            if trial % 100 == 0:  # as in an hour: what waits is a queue's matter, not a session's
+                await ours.task.flush()
         await ours.task.publish()
         gc.collect()
         return resident(), sum(map(resident, children()))

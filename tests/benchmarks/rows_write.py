@@ -157,7 +157,7 @@ async def _capture_checked(folder: Path, samples: int, trials: int) -> Figures:
 def run_capture(effort: Effort) -> Outcome:
     """Raw and ours in turn, for each size of block; h5py beside them at 4 KB."""
     outcome = Outcome()
-    nbytes = effort.of(4 * 10**9, 256 * 10**6, 64 * 10**6)
+    nbytes = effort.of(4 * 10**9, 128 * 10**6, 64 * 10**6)
     seconds = effort.of(60.0, 10.0, 2.0)
 
     def run(who: str, samples: int, seconds: float = seconds) -> Figures:
@@ -257,7 +257,7 @@ async def _row_cost(name: str, folder: Path, trials: int) -> Figures:
 def run_rows(effort: Effort) -> Outcome:
     """Rows per second; whether a row costs more the more there are."""
     outcome = Outcome()
-    trials = effort.of(100_000, 10_000, 500)
+    trials = effort.of(100_000, 6_000, 500)
     fewer = {"axopy": effort.of(1000, 500, 20), "zarr": effort.of(500, 100, 20)}
     for name in chosen(effort):
         count = effort.pairs if name == "trialstore" else 1

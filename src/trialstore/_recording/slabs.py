@@ -22,8 +22,9 @@ from trialstore._ondisk.chunks import opaque
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: A few chunks of a megabyte, or a fifth of a second of an amplifier with 64 channels at 40 kHz.
-SLAB_BYTES: Final = 4 * 2**20
+#: Two chunks of a megabyte, or a tenth of a second of 64 channels at 40 kHz; a large page
+#: of Linux on most processors.
+SLAB_BYTES: Final = 2 * 2**20
 _ZEROS: Final = Path("/dev/zero")
 
 
