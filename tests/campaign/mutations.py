@@ -297,6 +297,27 @@ MUTATIONS: Final = (
         "test_safety::test_the_manifest_comes_last",
     ),
     Mutation(
+        "seeing that a segment's name was given to another file",
+        "_ondisk/segment_folders.py",
+        "            self._let_go_if_replaced(key)\n",
+        "            pass\n",
+        "test_replay::test_a_segment_that_was_begun_again_is_read",
+    ),
+    Mutation(
+        "telling what was refused no later than what came after it",
+        "_recording/writer.py",
+        "        self.losses += self.channel.take_losses()\n",
+        "",
+        "test_queue::test_a_refusal_is_on_disk_before_what_came_after_it",
+    ),
+    Mutation(
+        "reading back a portion that a thread has synced",
+        "_publishing/arrays.py",
+        "            self._read_back(portion.written)\n",
+        "            self._offsets.update((w.stored.trial, w.offset) for w in portion.written)\n",
+        "test_building::test_a_portion_that_fails_is_not_published",
+    ),
+    Mutation(
         "seeing that the journal is still the one that was followed",
         "_publishing/task.py",
         "            if not self._replay.stands():\n",
