@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.benchmarks import report
-from tests.benchmarks.__main__ import main
+from tests.benchmarks.__main__ import main, merged
 from tests.benchmarks.content import attrs_of, differences, trial_array
 from tests.benchmarks.frame import Check, Outcome, ratio
 from tests.benchmarks.peers import PEERS
@@ -134,3 +134,14 @@ def test_the_page_tells_verdicts_and_keeps_a_history(tmp_path: Path) -> None:
     assert "| p99 | 1.5 x | <= 1.25 | 5 | **MISSED** |" in page
     assert "| lateness: p99 | 1 x | **1.5 x** |" in page
     assert (tmp_path / "assets" / "performance" / "lateness.svg").read_text().startswith("<?xml")
+
+
+def test_runs_of_single_rows_are_put_together() -> None:
+    """In the order of the table, the newest figures of each; runs of two efforts are refused."""
+    first, second = results(1.0), results(2.0)
+    second["rows"] += [{"name": "memory"}, {"name": "call"}]
+    whole = merged(results(3.0) | {"rows": []}, [second, first])
+    assert [row["name"] for row in whole["rows"]] == ["lateness", "call", "memory"]
+    assert whole["rows"][0]["checks"] == first["rows"][0]["checks"]
+    with pytest.raises(SystemExit, match="not of one effort"):
+        merged(first, [second | {"effort": "tiny"}])

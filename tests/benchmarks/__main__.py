@@ -99,14 +99,28 @@ def run(rows: list[Row], effort: Effort) -> dict[str, Any]:
     return results
 
 
+def merged(results: dict[str, Any], earlier: list[dict[str, Any]]) -> dict[str, Any]:
+    """Add the rows of earlier runs of the same effort that were not run now, in their order."""
+    lines = {row["name"]: row for told in [*earlier, results] for row in told["rows"]}
+    efforts = {told["effort"] for told in [*earlier, results]}
+    if len(efforts) > 1:
+        raise SystemExit(f"these runs are not of one effort: {sorted(efforts)}")
+    rows = [lines[row.name] for row in ROWS if row.name in lines]
+    seconds = round(sum(told["seconds"] for told in [*earlier, results]), 1)
+    return results | {"rows": rows, "seconds": seconds}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the rows asked for; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="three minutes: fewer, smaller pairs")
     parser.add_argument("--tiny", action="store_true", help="try the code; the figures say nothing")
     names = [row.name for row in ROWS]
-    parser.add_argument("--only", nargs="+", metavar="ROW", choices=names, help=", ".join(names))
+    parser.add_argument("--only", nargs="*", metavar="ROW", choices=names, help=", ".join(names))
     parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument(
+        "--merge", type=Path, nargs="*", default=[], help="take rows that are not run from these"
+    )
     parser.add_argument("--docs", type=Path, help="write page, plots and history into this folder")
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure"
@@ -115,7 +129,9 @@ def main(arguments: list[str] | None = None) -> int:
     level: Literal["full", "quick", "tiny"] = "quick" if told.quick else "full"
     effort = Effort("tiny" if told.tiny else level, told.folder)
     pin()
-    results = run([row for row in ROWS if not told.only or row.name in told.only], effort)
+    chosen = [row for row in ROWS if told.only is None or row.name in told.only]
+    results = run(chosen, effort)
+    results = merged(results, [json.loads(path.read_text("utf-8")) for path in told.merge])
     say(f"{results['seconds']:.0f} s in all")
     if told.json:
         told.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
