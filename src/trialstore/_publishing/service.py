@@ -37,7 +37,7 @@ _TIGHT_SECONDS: Final = 20.0
 #: Seconds until what failed is tried again: at first, and at most.
 _AGAIN: Final = (2.0, 60.0)
 #: The recorder is gone but its lock is held: somebody may be just ending. Never longer than this.
-_LAST_PATIENCE: Final = 4.0
+_LAST_PATIENCE: Final = 10.0
 
 
 @dataclass(slots=True)
