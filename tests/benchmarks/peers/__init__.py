@@ -109,6 +109,7 @@ PEERS: Final = {
     "qcodes": Entry("QCoDeS write_in_background", "qcodes", "Qcodes", (("qcodes", "qcodes"),)),
     "zarr": Entry("zarr-python", "zarr", "Zarr", (("zarr", "zarr"),)),
     "mcap": Entry("MCAP in a thread", "mcap", "Mcap", (("mcap", "mcap"),)),
+    "raw": Entry("bare thread, writev + fdatasync", "raw", "Raw"),
     "sqlite": Entry("SQLite WAL in a thread", "by_hand", "SqliteWal"),
 }
 
