@@ -63,8 +63,11 @@ def _totals(rows: list[dict[str, Any]]) -> str:
         for name in ("tried", "acknowledged", "named", "silent", "wrong", "broken")
     }
     missing = [row["number"] for row in rows if "tried" not in row]
+    # A look at a journal is no fault.
+    polls = sum(row["tried"] for row in ran if row["unit"] == "polls")
+    tried = f"{total['tried'] - polls:,} faults" + (f" and {polls:,} polls" if polls else "")
     text = (
-        f"**{total['tried']:,} faults in {len(ran)} rows; {total['acknowledged']:,} "
+        f"**{tried} in {len(ran)} rows; {total['acknowledged']:,} "
         f"acknowledgements looked at; {total['named']:,} lost and named; {total['silent']:,} lost "
         f"silently; {total['wrong']:,} wrong; {total['broken']:,} other promises broken.**\n"
     )
