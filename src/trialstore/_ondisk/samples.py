@@ -71,9 +71,14 @@ class JournalTrial:
         DamagedData
             If chunks are missing or their descriptions damaged.
         """
+        return self._layout(name, [run for run, _ in self._runs(name)])
+
+    def _layout(
+        self, name: str, runs: Sequence[ChunkRun]
+    ) -> tuple[tuple[int, ...], np.dtype[Any], int]:
         shapes: list[Shape] = []
         kinds: set[tuple[np.dtype[Any], int]] = set()
-        for run, _ in self._runs(name):
+        for run in runs:
             shapes += _shapes_of(run)
             kinds.add((run.layout.dtype, run.layout.stack_axis))
         if not shapes:
@@ -95,9 +100,25 @@ class JournalTrial:
         DamagedData
             Naming file and trial, if a chunk is missing or does not fit its checksum.
         """
-        if not self.whole_arrays().get(name, False):
-            raise DamagedData(*self._unreadable(name, "chunks are missing from the journal"))
+        self._require_whole(name)
         yield from read_chunks(self.arrays[name], self.index, name)
+
+    def array(self, name: str) -> NDArray[Any]:
+        """Return one array; each frame of it is read once, and checked.
+
+        Raises
+        ------
+        DamagedData
+            As `layout_of` and `chunks`.
+        """
+        self._require_whole(name)
+        parts = [
+            _first_whole(copies, self.index, name, _body_at)
+            for copies in _copies(self.arrays.get(name, ()))
+        ]
+        _, _, stack_axis = self._layout(name, [run for run, _ in parts])
+        pieces = [chunk.data for run, body in parts for chunk in _chunks_in(run, body)]
+        return chunks.join(pieces, stack_axis)
 
     def window(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Return samples ``[start, stop)`` of one array; other samples are not read.
@@ -133,10 +154,13 @@ class JournalTrial:
         return chunks.restored(joined, dtype)
 
     def _runs(self, name: str) -> Iterator[tuple[ChunkRun, list[ChunkRef]]]:
+        self._require_whole(name)
+        for copies in _copies(self.arrays.get(name, ())):
+            yield _first_whole(copies, self.index, name, run_at)[0], copies
+
+    def _require_whole(self, name: str) -> None:
         if not self.whole_arrays().get(name, False):
             raise DamagedData(*self._unreadable(name, "chunks are missing from the journal"))
-        for copies in _copies(self.arrays[name]):
-            yield _first_whole(copies, self.index, name, run_at)[0], copies
 
     def _unreadable(self, name: str, reason: str) -> tuple[str, Path | None, tuple[int, ...]]:
         path = next((ref.segment.path for refs in self.arrays.values() for ref in refs), None)
@@ -152,12 +176,15 @@ def read_chunks(refs: Sequence[ChunkRef], trial: int, name: str) -> Iterator[Chu
         If no copy of a chunk fits its checksum.
     """
     for copies in _copies(refs):
-        run, body = _first_whole(copies, trial, name, _body_at)
-        at = 0
-        for shape, stamp in zip(_shapes_of(run), run.stamps, strict=True):
-            data = np.ndarray(shape, run.layout.dtype, body, at)
-            yield Chunk(data, stamp)
-            at += data.nbytes
+        yield from _chunks_in(*_first_whole(copies, trial, name, _body_at))
+
+
+def _chunks_in(run: ChunkRun, body: bytes) -> Iterator[Chunk]:
+    at = 0
+    for shape, stamp in zip(_shapes_of(run), run.stamps, strict=True):
+        data = np.ndarray(shape, run.layout.dtype, body, at)
+        yield Chunk(data, stamp)
+        at += data.nbytes
 
 
 def _shapes_of(run: ChunkRun) -> list[Shape]:

@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from trialstore._errors import DamagedData
-from trialstore._ondisk import chunks, layout, recovery
+from trialstore._ondisk import layout, recovery
 from trialstore._ondisk.lock import holder
 from trialstore._ondisk.replay import Replay
 from trialstore._reading.frame import columns_from_rows, joined
@@ -185,11 +185,7 @@ class JournalSource:
         if trial < self._base_trials and self._base is not None:
             return self._base.read(name, trial, window, verify=verify)
         found = self._replay.trials[trial]
-        shape, _, stack_axis = found.layout_of(name)
-        if window is not None and shape:  # a scalar has no samples to choose from
-            return found.window(name, *window)
-        pieces = [chunk.data for chunk in found.chunks(name)]
-        return chunks.join(pieces, stack_axis)
+        return found.array(name) if window is None else found.window(name, *window)
 
     def each(self, name: str, *, verify: bool) -> Iterator[NDArray[Any] | None]:
         if self._base is not None:

@@ -141,10 +141,10 @@ class PublishedSource:
         """Yield arrays of some trials, with the file open from the first to the last."""
         with self._open(name) as file:
             for trial in trials:
-                self.require_whole(name, trial)
                 if self.has(name, trial):
                     yield self._read(file, name, self._stored(name, trial), None, verify=verify)
                 else:
+                    self.require_whole(name, trial)
                     yield None
 
     def losses(self) -> list[Loss]:
