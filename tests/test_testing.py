@@ -226,25 +226,26 @@ def test_the_figures_of_a_full_disk_are_true_at_any_time(tmp_path: Path) -> None
 def test_every_call_of_a_session_may_fail_once(tmp_path: Path, kind: Kind, moment: Any) -> None:
     """Whichever call of a running task fails, before, half way or after its work: nothing is lost.
 
-    Rows 15 and 16 of the list of faults: the number of calls is learned from a run without any.
+    Rows 15 and 16 of the list of faults: the number of calls is learned from a run without any. A
+    later run may make fewer, when its batches happen to hold more.
     """
 
-    def session(disk: FailingDisk, root: Path, nth: int) -> int:
+    def session(disk: FailingDisk, root: Path, nth: int | None) -> int:
         with use(disk), open_lab(root) as lab, lab.create("reach") as task:
-            began = disk.calls[kind]
-            if nth:
+            if nth is not None:
                 disk.fail(kind, nth, moment=moment)
+            began = disk.calls[kind]
             for n in range(3):
                 task.append("emg", np.full((2, 300), n))
                 task.write({"n": n})
                 task.flush()
             return disk.calls[kind] - began
 
-    calls = session(FailingDisk(), tmp_path / "model", 0)
+    calls = session(FailingDisk(), tmp_path / "model", None)
     for nth in range(1, calls + 1):
         disk = FailingDisk()
-        session(disk, tmp_path / f"data{nth}", nth)
-        assert disk.failures == 1
+        made = session(disk, tmp_path / f"data{nth}", nth)
+        assert disk.failures == 1 or made < nth
         assert trials_in(tmp_path / f"data{nth}") == [0, 1, 2]
 
 

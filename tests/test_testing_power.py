@@ -153,7 +153,8 @@ def test_a_failure_and_then_a_power_cut(tmp_path: Path, kind: Kind) -> None:
     calls = _stubborn_life(tmp_path / "world").disk.calls[kind]
     for nth in range(1, calls + 1, max(1, calls * 16 // LIMIT)):
         life = _stubborn_life(tmp_path / f"world{nth}", kind, nth)
-        assert life.disk.failures == 1
+        # Batches that happen to hold more make fewer calls.
+        assert life.disk.failures == 1 or life.disk.calls[kind] < nth
         assert len(life.durable) == 6, "the disk failed once, and somebody gave up"
         for state in life.disk.states(limit=LIMIT // 10, seed=nth):
             after = life.disk.materialise(state, tmp_path / "after")
