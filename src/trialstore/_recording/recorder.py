@@ -429,6 +429,8 @@ class Recorder:
 
     def _tick(self) -> None:
         """Once a second, in the thread."""
+        for channel in tuple(self.writer.channels):
+            channel.slabs.tend()
         self.publisher.check()
         self._look_at_space()
 

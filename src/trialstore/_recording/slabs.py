@@ -1,38 +1,48 @@
-"""Memory for the chunks that wait, given back to the system when they are durable.
+"""Memory for the chunks that wait, used again when they are durable, and given back in quiet times.
 
 Chunks lie side by side as they came: a run of them is one piece for checksum and system call. And
 what is freed is gone: malloc keeps whatever lies below anything that still lives, so that after a
-disk had stood still for two seconds a recorder kept 209 of 256 MiB for good (measured). Slabs that
-are used again were not tried: a mistake there would be somebody else's samples.
+disk had stood still for two seconds a recorder kept 209 of 256 MiB for good (measured).
 
 New memory costs: the system finds a page when it is first written to (2.7 us for each 4 KiB on a
-virtual machine, measured; copying them takes 0.5). So the next slab is made ready by the thread
-that writes, while it rests.
+virtual machine, measured; copying them takes 0.5), and to give one back it stops every core of the
+process: a loop that did neither felt half as much of its recording. So large pages are asked for,
+a slab is used again once nothing refers to it, and the first ones are made ready by the thread that
+writes, while it rests.
 """
 
 from __future__ import annotations
 
 import contextlib
 import mmap
+import weakref
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from trialstore._ondisk.chunks import opaque
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Two chunks of a megabyte, or a tenth of a second of 64 channels at 40 kHz; a large page
-#: of Linux on most processors.
-SLAB_BYTES: Final = 2 * 2**20
+#: Two large pages of Linux on most processors; a fifth of a second of 64 channels at 40 kHz.
+SLAB_BYTES: Final = 4 * 2**20
+#: Larger chunks have memory of their own: of a slab that was begun at most a quarter stays empty,
+#: so that a full queue takes at most a third more memory than it counts.
+LARGEST_SHARED: Final = SLAB_BYTES // 4
+#: Free slabs that a task has at most, and how many of them it keeps when it has been at rest.
+MOST_FREE: Final = 8
+KEPT_FREE: Final = 2
 _ZEROS: Final = Path("/dev/zero")
 
 
 class Slabs:
     """Copies chunks, one behind the other.
 
-    Guarantee: bytes that were copied are never written again; they live as long as anybody has the
-    memory that they lie in.
+    Guarantee: bytes that were copied are not written again while anything refers to the memory that
+    they lie in.
 
     Examples
     --------
@@ -46,7 +56,13 @@ class Slabs:
     def __init__(self) -> None:
         self._memory = memoryview(b"")
         self._end = 0
-        self._spare: memoryview | None = None
+        # Filled and emptied by both threads; what is too much falls out at the other end.
+        self._free: deque[mmap.mmap] = deque(maxlen=MOST_FREE)
+
+    @property
+    def free(self) -> int:
+        """How many slabs wait to be used again."""
+        return len(self._free)
 
     def copy(self, array: NDArray[Any]) -> tuple[memoryview, int]:
         """Copy an array's bytes in C order; return the memory they are in and where they begin.
@@ -54,57 +70,68 @@ class Slabs:
         Raises
         ------
         MemoryError
-            If there is no memory for them; nothing has changed.
+            If there is no memory for them; what was copied before stays.
         """
         nbytes = array.nbytes
-        start = self._end
-        if not nbytes:
-            return self._memory, start
-        if start + nbytes > len(self._memory):
-            self._memory, start = self._next(nbytes), 0
-        source: Any = array
+        if nbytes > LARGEST_SHARED:
+            memory, start = memoryview(_new(nbytes)), 0
+        else:
+            if self._end + nbytes > len(self._memory):
+                self._begin_slab()
+            memory, start = self._memory, self._end
+            self._end += nbytes
+        if nbytes:
+            source: Any = array
+            try:
+                memory[start : start + nbytes] = memoryview(source).cast("B")
+            except (TypeError, ValueError, BufferError):
+                # Strides, foreign byte orders, dates, structures.
+                memory[start : start + nbytes] = opaque(array).tobytes()
+        return memory, start
+
+    def _begin_slab(self) -> None:
         try:
-            self._memory[start : start + nbytes] = memoryview(source).cast("B")
-        except (TypeError, ValueError, BufferError):
-            # Strides, foreign byte orders, dates, structures.
-            self._memory[start : start + nbytes] = opaque(array).tobytes()
-        self._end = start + nbytes
-        return self._memory, start
+            mapped = self._free.pop()
+        except IndexError:
+            mapped = _new(SLAB_BYTES)
+        # Every view of the memory, and every view of a view, holds this object: when it goes, no
+        # name leads to the bytes any more. (A mapping itself does not tell whether it is looked
+        # at, and a view tells nothing of the slices that were taken of it.)
+        lease = np.frombuffer(mapped, np.uint8)
+        weakref.finalize(lease, self._free.append, mapped).atexit = False
+        self._memory, self._end = memoryview(lease), 0  # type: ignore[arg-type] # has a buffer
 
-    def _next(self, nbytes: int) -> memoryview:
-        spare = self._spare
-        if spare is None or nbytes > SLAB_BYTES:
-            return memoryview(_new(max(SLAB_BYTES, nbytes)))
-        self._spare = None
-        return spare
+    def tend(self) -> None:
+        """Have the next slab ready if it will be needed, give back one that is too many.
 
-    def prepare(self) -> None:
-        """Have the next slab ready if it will be needed soon; for another thread than the loop's.
-
-        Without the interpreter's lock but for an instant: what takes time is a system call.
+        For the thread that writes, while it rests; without the interpreter's lock but for an
+        instant: what takes time are system calls.
         """
-        if self._spare is not None or self._end < SLAB_BYTES // 4:
-            return
-        # What cannot be had now is asked for again, by the call that needs it.
-        with contextlib.suppress(MemoryError):
-            memory = _new(SLAB_BYTES)
-            _fault_in(memory)
-            self._spare = memoryview(memory)
+        if len(self._free) > KEPT_FREE:
+            with contextlib.suppress(IndexError):
+                self._free.popleft()
+        elif not self._free and self._end >= SLAB_BYTES // 4:
+            # What cannot be had now is asked for again, by the call that needs it.
+            with contextlib.suppress(MemoryError):
+                self._free.append(_faulted_in(_new(SLAB_BYTES)))
 
 
-def _fault_in(memory: mmap.mmap) -> None:
-    """Have the system find all pages now, in large ones if it can; does nothing where it cannot."""
-    with contextlib.suppress(OSError, ValueError):
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
+def _faulted_in(memory: mmap.mmap) -> mmap.mmap:
+    """Have the system find all pages now; does nothing where it cannot."""
     with contextlib.suppress(OSError), _ZEROS.open("rb", buffering=0) as zeros:
         zeros.readinto(memory)
+    return memory
 
 
 def _new(nbytes: int) -> mmap.mmap:
     # Private: what a forked child does with it is its own affair. Windows has no such flags.
     flags = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
     try:
-        return mmap.mmap(-1, nbytes, **({"flags": flags} if flags else {}))
+        memory = mmap.mmap(-1, nbytes, **({"flags": flags} if flags else {}))
     except OSError as error:
         raise MemoryError(f"no memory for {nbytes} bytes of samples") from error
+    # A kernel may have been built without large pages.
+    with contextlib.suppress(OSError):
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
