@@ -103,6 +103,26 @@ class JournalTrial:
         self._require_whole(name)
         yield from read_chunks(self.arrays[name], self.index, name)
 
+    def nbytes_of(self, name: str) -> int:
+        """Bytes that reading one array takes."""
+        return sum(copies[0].nbytes for copies in _copies(self.arrays.get(name, ())))
+
+    def whole(self, name: str) -> tuple[tuple[Shape, np.dtype[Any], int], list[Chunk]]:
+        """Return what `layout_of` and `chunks` do; each frame is read once.
+
+        Raises
+        ------
+        DamagedData
+            As they do.
+        """
+        self._require_whole(name)
+        parts = [
+            _first_whole(copies, self.index, name, _body_at)
+            for copies in _copies(self.arrays.get(name, ()))
+        ]
+        described = self._layout(name, [run for run, _ in parts])
+        return described, [chunk for run, body in parts for chunk in _chunks_in(run, body)]
+
     def array(self, name: str) -> NDArray[Any]:
         """Return one array; each frame of it is read once, and checked.
 
@@ -111,14 +131,8 @@ class JournalTrial:
         DamagedData
             As `layout_of` and `chunks`.
         """
-        self._require_whole(name)
-        parts = [
-            _first_whole(copies, self.index, name, _body_at)
-            for copies in _copies(self.arrays.get(name, ()))
-        ]
-        _, _, stack_axis = self._layout(name, [run for run, _ in parts])
-        pieces = [chunk.data for run, body in parts for chunk in _chunks_in(run, body)]
-        return chunks.join(pieces, stack_axis)
+        (_, _, stack_axis), found = self.whole(name)
+        return chunks.join([chunk.data for chunk in found], stack_axis)
 
     def window(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Return samples ``[start, stop)`` of one array; other samples are not read.

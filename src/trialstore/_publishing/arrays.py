@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from trialstore._ondisk.disk import Disk
     from trialstore._ondisk.entries import ChunkStamp
-    from trialstore._ondisk.samples import JournalTrial
+    from trialstore._ondisk.samples import Chunk, JournalTrial
 
 #: Samples are moved in slabs of about this size, so that a trial of an hour needs no more memory.
 _SLAB_BYTES: Final = 32 * 2**20
@@ -117,15 +117,19 @@ class ArrayBuilder:
         PublishFailed
             If the file cannot be written.
         """
-        shape, dtype, stack_axis = trial.layout_of(self.name)
+        is_short = trial.nbytes_of(self.name) <= _SLAB_BYTES
+        found: list[Chunk] = []
+        if is_short:
+            (shape, dtype, stack_axis), found = trial.whole(self.name)
+        else:
+            shape, dtype, stack_axis = trial.layout_of(self.name)
         axis = chunks.samples_axis(len(shape), stack_axis)
         block = chunks.block_length(shape, dtype, axis)
         crcs: list[int] = []
         stamps: list[ChunkStamp] = []
         nbytes = chunks.nbytes(shape, dtype)
-        if nbytes <= _SLAB_BYTES:
-            # Everything is checked before anything is written: a damaged trial leaves no dataset.
-            found = list(trial.chunks(self.name))
+        # Everything is checked before anything is written: a damaged trial leaves no dataset.
+        if is_short:
             stamps += [chunk.stamp for chunk in found]
             whole = chunks.join([chunk.data for chunk in found], stack_axis)
             crcs += [chunks.crc_of(part) for part in chunks.blocks(whole, axis, block)]

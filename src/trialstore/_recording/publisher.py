@@ -38,6 +38,14 @@ _PROGRAM: Final = (
 )
 
 
+#: For glibc; others do not look at it. Samples go through memory that is taken and given back for
+#: each trial, and to find its pages anew took a quarter of the time (2.5 s instead of 1.9 for 410
+#: MB, measured).
+_MEMORY: Final = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
+}
+
 #: Children that outlive their Storage: kept, so that they are reaped and Python does not warn of
 #: them.
 _alone: list[subprocess.Popen[bytes]] = []
@@ -131,7 +139,7 @@ class Publisher:
         # A thread that hung in a call of the disk may come back when everybody has left.
         if not self.can_start or self.gave_up or self._is_left:
             return
-        environment = dict(os.environ)
+        environment = {**_MEMORY, **os.environ}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         options: dict[str, Any] = {}
         if sys.platform == "win32":  # pragma: no cover - Windows only
