@@ -16,7 +16,13 @@ import pytest
 from tests.test_queue import GatedDisk
 from trialstore import QueueFull, Storage
 from trialstore._ondisk.disk import use
-from trialstore._recording.slabs import SLAB_BYTES, Slabs
+from trialstore._recording.slabs import (
+    KEPT_FREE,
+    LARGEST_SHARED,
+    MOST_FREE,
+    SLAB_BYTES,
+    Slabs,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,53 +63,109 @@ def test_what_was_copied_is_never_written_again(is_prepared: bool) -> None:
     kept = []
     for _ in range(1000):
         if is_prepared:
-            slabs.prepare()
-        array = dice.integers(0, 256, dice.integers(1, 40_000), dtype="u1")
+            slabs.tend()
+        array = dice.integers(0, 256, dice.integers(1, 120_000), dtype="u1")
         kept.append((array, *slabs.copy(array)))
-    assert len({id(memory) for _, memory, _ in kept}) > 3
+        if len(kept) == 400:
+            del kept[100:300]
+            gc.collect()
+    assert len({id(memory) for _, memory, _ in kept}) > 2
     for array, memory, start in kept:
         assert memory[start : start + len(array)] == array.tobytes()
 
 
 def faults_of_a_slab(slabs: Slabs) -> int:
-    """Fill a slab; return how many of its pages had to be found meanwhile."""
-    chunk = np.ones(SLAB_BYTES, "u1")
+    """Fill a slab where the one before is full; return how many pages had to be found."""
+    chunk = np.ones(LARGEST_SHARED, "u1")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    slabs.copy(chunk)
+    for _ in range(SLAB_BYTES // LARGEST_SHARED):
+        slabs.copy(chunk)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
+def fill(slabs: Slabs) -> memoryview:
+    """Leave no room in a slab, the next one if the present one is full; return its memory."""
+    memory, start = slabs.copy(np.ones(1, "u1"))
+    end = start + 1
+    while end < SLAB_BYTES:
+        memory, start = slabs.copy(np.ones(min(LARGEST_SHARED, SLAB_BYTES - end), "u1"))
+        end = start + min(LARGEST_SHARED, SLAB_BYTES - end)
+    return memory
+
+
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="pages are found when first used")
-def test_the_next_slab_is_ready_when_it_is_begun() -> None:
+def test_the_next_slab_is_ready_when_it_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop does not wait for a slab's thousand pages where a thread has prepared it."""
+    # Otherwise two large pages are all there is to find.
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
     pages = SLAB_BYTES // mmap.PAGESIZE
     slabs = Slabs()
     assert faults_of_a_slab(slabs) > pages / 2
-    slabs.prepare()
-    slabs.prepare()  # one is enough
+    kept = [slabs._memory]
+    slabs.tend()
+    slabs.tend()  # one is enough
+    assert slabs.free == 1
     assert faults_of_a_slab(slabs) < pages / 2
+    kept.append(slabs._memory)
     assert faults_of_a_slab(slabs) > pages / 2
 
 
 def test_nothing_is_prepared_for_a_task_that_does_not_stream() -> None:
     """A few chunks are no reason to take megabytes."""
     slabs = Slabs()
-    slabs.prepare()
+    slabs.tend()
     slabs.copy(np.ones(1000))
-    slabs.prepare()
-    assert faults_of_a_slab(slabs) > SLAB_BYTES // mmap.PAGESIZE / 2
+    slabs.tend()
+    assert slabs.free == 0
 
 
-def test_memory_is_given_back_with_the_last_chunk_in_it() -> None:
-    """Nothing holds a slab but the chunks in it, once the next has been begun."""
+def test_a_slab_is_used_again_when_nothing_refers_to_it() -> None:
+    """Not earlier: a slice of a slice, or an array over it, is a reference."""
     slabs = Slabs()
-    memory, _ = slabs.copy(np.zeros(10))
-    mapped = weakref.ref(memory.obj)
-    slabs.copy(np.zeros(SLAB_BYTES, "u1"))
-    assert mapped() is not None
+    memory, start = slabs.copy(np.full(1000, 7, "u1"))
+    held: list[Any] = [np.frombuffer(memory[start : start + 1000][10:20], "u1"), memory]
+    fill(slabs)
+    slabs.copy(np.ones(1))
     del memory
+    while held:
+        assert slabs.free == 0
+        assert bytes(held[0][:10]) == b"\7" * 10
+        held.pop()
+    gc.collect()
+    assert slabs.free == 1
+    second = fill(slabs)
+    slabs.copy(np.ones(1))
+    assert slabs.free == 0, "the free one was not taken"
+    del second
+    gc.collect()
+    assert slabs.free == 1
+
+
+def test_memory_is_given_back_when_there_is_rest() -> None:
+    """Whatever waited for a slow disk: of the slabs, a few are kept."""
+    slabs = Slabs()
+    waited = [fill(slabs) for _ in range(3 * MOST_FREE)]
+    slabs.copy(np.ones(1))
+    waited.clear()
+    gc.collect()
+    assert slabs.free == MOST_FREE
+    for _ in range(2 * MOST_FREE):
+        slabs.tend()
+    assert slabs.free == KEPT_FREE
+
+
+def test_a_large_chunk_has_memory_of_its_own() -> None:
+    """And what follows goes on in the slab that was begun."""
+    slabs = Slabs()
+    memory, start = slabs.copy(np.ones(8, "u1"))
+    large, begin = slabs.copy(np.ones(LARGEST_SHARED + 1, "u1"))
+    assert (len(large), begin) == (LARGEST_SHARED + 1, 0)
+    assert slabs.copy(np.ones(1, "u1")) == (memory, start + 8)
+    mapped = weakref.ref(large.obj)
+    del large
     gc.collect()
     assert mapped() is None
+    assert slabs.free == 0
 
 
 def test_memory_that_is_not_there_is_a_memory_error() -> None:
