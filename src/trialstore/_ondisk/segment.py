@@ -16,6 +16,7 @@ from trialstore._ondisk.boot import boot_id
 from trialstore._ondisk.disk import Identity
 from trialstore._ondisk.journal import HEADER_SIZE, encode_frame, encode_header, salt_of
 from trialstore._ondisk.witness import SLOT_SIZE, Witness
+from trialstore._ondisk.yielding import give_way
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,11 +96,13 @@ class Segment:
                 salt=self._salt,
             )
             pieces += framed
+        give_way()
         self._require_ours()
         if self._disk.size(self._fd) != self._offset:
             # Writing on would leave a hole, or stand behind somebody's bytes.
             raise OSError(errno.EIO, "the journal was cut or added to by somebody", str(self.path))
         self._disk.write(self._fd, pieces)
+        give_way()
         self._disk.sync(self._fd)
         # Again: what was stolen while we wrote has taken our bytes, and its sync says nothing.
         self._require_ours()
@@ -108,6 +111,7 @@ class Segment:
         offset += sum(map(len, pieces))
         self._seq = self.durable_seq = seq
         self._previous, self._offset = previous, offset
+        give_way()
         self._testify(trials)
 
     def _require_ours(self) -> None:

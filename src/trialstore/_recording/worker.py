@@ -9,7 +9,6 @@ the loop has run the function, which costs both sides 78 us instead of 11 (measu
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import threading
 import time
@@ -90,7 +89,6 @@ class Worker:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        _let_others_wake_first()
         while (call := self._calls.get()) is not None:
             self._busy_since = time.monotonic()
             call.run()
@@ -106,17 +104,3 @@ class Worker:
             self._loop.call_soon_threadsafe(function)
         else:
             self._loop.run_sync_soon(function)  # trio's
-
-
-def _let_others_wake_first() -> None:
-    """Tell Linux that this thread need not run at once whenever it wakes up.
-
-    It keeps its fair share of the processor: with less, as a higher nice value gives, another
-    program could hold it up while it has the interpreter, and the loop with it. Without this, a
-    thread that came back from the disk to the loop's core took it away from the loop (p99 of a
-    1 kHz loop's lateness 1.43 times the idle one's, 1.27 with it).
-    """
-    if hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_OTHER:
-        # Forbidden in some sandboxes.
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

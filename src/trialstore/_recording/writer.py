@@ -21,6 +21,7 @@ import anyio
 
 from trialstore._errors import StorageError
 from trialstore._ondisk.entries import LossNote, SyncMark, encode
+from trialstore._ondisk.yielding import give_way
 from trialstore._recording.items import TrialItem, encode_batch
 from trialstore._recording.progress import Level
 
@@ -68,7 +69,9 @@ class Job:
             return
         try:
             if not self.entries:
+                give_way()
                 self._encode()
+                give_way()
             self.channel.journal.commit(self.entries, self.trials)
         except Exception as error:  # noqa: BLE001 - kept with the batch, reported, and tried again
             self.error = error
