@@ -576,8 +576,13 @@ def test_a_file_that_asks_for_more_than_itself_is_refused(
     write_hdf5(path.parent / "other.hdf5", np.ones(3))
     with h5py.File(path, "w") as file:
         make(file)
-    with pytest.raises(FormatError, match=rf"'data' of .*emg\.hdf5.*{reason}"):
+    told = rf"'data' of .*emg\.hdf5.*{reason}"
+    with pytest.raises(FormatError, match=told):
         read_hdf5(path)
+    with ArrayFile(path) as opened:
+        opened.expect_many()
+        with pytest.raises(FormatError, match=told):
+            opened.read("data")
 
 
 @pytest.mark.parametrize("name", ["door/data", "a/door/data", "good/data/x", "", ".", "..", "a\0b"])

@@ -83,6 +83,7 @@ class ArrayFile:
             self._links = self._root.links
         #: (type in the file, its NumPy dtype, type in memory) of the dataset read last.
         self._last_type: tuple[Any, np.dtype[Any], Any] | None = None
+        self._known: frozenset[bytes] = frozenset()
 
     def __enter__(self) -> Self:
         """Return the open file."""
@@ -111,19 +112,35 @@ class ArrayFile:
         """
         import h5py
 
+        with self._translated():
+            return [
+                name.decode("utf-8", "surrogateescape")
+                for name in self._hard_links()
+                if h5py.h5o.get_info(self._root, name).type == h5py.h5o.TYPE_DATASET
+            ]
+
+    def expect_many(self) -> None:
+        """Look at all links at once, as many datasets will be read; one by one takes longer.
+
+        Raises
+        ------
+        DamagedData
+            The list cannot be read; datasets can be, all the same.
+        """
+        with self._translated():
+            self._known = frozenset(self._hard_links())
+
+    def _hard_links(self) -> list[bytes]:
+        import h5py
+
         found: list[bytes] = []
 
         def keep(name: bytes, info: Any) -> None:
             if info.type == h5py.h5l.TYPE_HARD:
                 found.append(name)
 
-        with self._translated():
-            self._links.iterate(keep, info=True)
-            return [
-                name.decode("utf-8", "surrogateescape")
-                for name in found
-                if h5py.h5o.get_info(self._root, name).type == h5py.h5o.TYPE_DATASET
-            ]
+        self._links.iterate(keep, info=True)
+        return found
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one dataset, as declared.
@@ -245,6 +262,8 @@ class ArrayFile:
         return dataset, storage
 
     def _check_link(self, path: bytes, name: str) -> None:
+        if path in self._known:
+            return
         import h5py
 
         try:

@@ -140,6 +140,10 @@ class PublishedSource:
     ) -> Iterator[NDArray[Any] | None]:
         """Yield arrays of some trials, with the file open from the first to the last."""
         with self._open(name) as file:
+            if len(trials) > 1:
+                # Where the list is damaged, what can be read is read, one by one.
+                with contextlib.suppress(DamagedData):
+                    file.expect_many()
             for trial in trials:
                 if self.has(name, trial):
                     yield self._read(file, name, self._stored(name, trial), None, verify=verify)
