@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tests.journals import Recording, check, read_array, six_trials
 from trialstore import DamagedData, FormatError, Loss, StorageError
 from trialstore._ondisk import journal, witness
+from trialstore._ondisk.decoding import decode
 from trialstore._ondisk.disk import Disk
 from trialstore._ondisk.entries import (
     ChunkRun,
@@ -27,7 +28,6 @@ from trialstore._ondisk.entries import (
     LossNote,
     SyncMark,
     TrialCommit,
-    decode,
     encode,
     layout_of,
 )

@@ -13,8 +13,9 @@ import pytest
 
 from tests.journals import Recording, check
 from trialstore._ondisk import journal, layout, witness
+from trialstore._ondisk.decoding import decode
 from trialstore._ondisk.disk import Disk
-from trialstore._ondisk.entries import Opening, PoisonNote, decode
+from trialstore._ondisk.entries import Opening, PoisonNote
 from trialstore._ondisk.replay import Replay
 from trialstore._ondisk.segment_file import SegmentFile
 from trialstore._ondisk.segments import RESERVE_BYTES, JournalWriter, TakenOver

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from trialstore import DamagedData, StorageError
-from trialstore._ondisk import chunks, entries, journal, layout, witness
+from trialstore._ondisk import chunks, journal, layout, witness
 from trialstore._ondisk.chunks import dtype_from_json
+from trialstore._ondisk.decoding import decode
 from trialstore._ondisk.entries import ChunkRun, TrialCommit
 from trialstore._ondisk.journal import Frame
 from trialstore._ondisk.replay import Replay
@@ -98,7 +99,7 @@ class Journal:
 
     def _note(self, name: str, frame: Frame) -> None:
         meta = self.files[name][frame.meta_offset :][: frame.meta_length]
-        record = entries.decode(frame.type, meta)
+        record = decode(frame.type, meta)
         match record:
             case ChunkRun():
                 key: object = (record.array, record.first)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeGuard
 from trialstore._errors import DamagedData, FormatError
 from trialstore._ondisk import entries, layout
 from trialstore._ondisk.coverage import Coverage, Part, coverage
+from trialstore._ondisk.decoding import decode
 from trialstore._ondisk.losses import Loss
 from trialstore._ondisk.places import Places
 from trialstore._ondisk.samples import ChunkRef, JournalTrial, read_chunks, run_at
@@ -151,7 +152,7 @@ class Replay:
             self._last_session = session
         state = self._sessions[session]
         try:
-            record = entries.decode(frame.type, whole.meta)
+            record = decode(frame.type, whole.meta)
         except FormatError as error:
             self._refuse(file, whole, str(error))
             return

@@ -10,6 +10,7 @@ import numpy as np
 
 from trialstore._errors import DamagedData
 from trialstore._ondisk import chunks, entries
+from trialstore._ondisk.decoding import decode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -234,7 +235,7 @@ def run_at(ref: ChunkRef) -> tuple[ChunkRun, Whole]:
         If the description is damaged.
     """
     whole = ref.segment.frame_at(ref.offset)
-    record = entries.decode(whole.frame.type, whole.meta)
+    record = decode(whole.frame.type, whole.meta)
     if not isinstance(record, entries.ChunkRun) or record.nbytes > whole.frame.body_length:
         raise DamagedData(f"{str(ref.segment.path)!r} changed under us", ref.segment.path)
     return record, whole
