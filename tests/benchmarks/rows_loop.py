@@ -134,7 +134,7 @@ def run_lateness(effort: Effort) -> Outcome:
         for who, measured in (("idle loop", idle), ("trialstore", ours)):
             _lateness_bars(outcome, disk, who, measured)
         # What a thread that does nothing but write and sync costs: less cannot be had in Python.
-        limit = [run("raw") for _ in range(effort.pairs)]
+        limit = [run("raw") for _ in range(effort.of(effort.pairs, 1, 1))]
         _lateness_bars(outcome, disk, PEERS["raw"].label, limit)
         least = median(limit, "p99_ms") / median(idle, "p99_ms")
         outcome.notes.append(f"{disk}: p99 of a bare thread's loop {least:.2f} x the idle loop's")

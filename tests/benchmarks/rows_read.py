@@ -181,7 +181,7 @@ async def _live(way: str, folder: Path, trials: int, samples: int, chunks: int) 
 def run_reading(effort: Effort) -> Outcome:
     """Each way of ours and its counterpart in turn, over the same files."""
     outcome = Outcome()
-    trials = effort.of(1000, 120, 10)
+    trials = effort.of(1000, 100, 10)
     chunks, samples = 4, _TRIAL_SAMPLES // 4
     with effort.workspace() as folder:
         wrong = measure(record, folder=folder, trials=trials, samples=samples, chunks=chunks)
@@ -290,7 +290,7 @@ def _add_window(outcome: Outcome, effort: Effort) -> None:
 
 
 def _add_rows(outcome: Outcome, effort: Effort) -> None:
-    rows = effort.of(100_000, 5_000, 200)
+    rows = effort.of(100_000, 3_000, 200)
     chart = f"{rows:,} rows of 8 attributes"
     with effort.workspace() as folder:
         wrong = measure(record, folder=folder, trials=rows, samples=1, chunks=0)

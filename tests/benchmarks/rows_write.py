@@ -158,7 +158,7 @@ def run_capture(effort: Effort) -> Outcome:
     """Raw and ours in turn, for each size of block; h5py beside them at 4 KB."""
     outcome = Outcome()
     nbytes = effort.of(4 * 10**9, 128 * 10**6, 64 * 10**6)
-    seconds = effort.of(60.0, 10.0, 2.0)
+    seconds = effort.of(60.0, 6.0, 2.0)
 
     def run(who: str, samples: int, seconds: float = seconds) -> Figures:
         with effort.workspace() as folder:
@@ -182,7 +182,7 @@ def run_capture(effort: Effort) -> Outcome:
         ]
         if block == "4 KB":
             # Its rate does not depend on how long it runs.
-            theirs = [run("h5py", samples, effort.of(5.0, 2.0, 0.2)) for _ in range(effort.pairs)]
+            theirs = [run("h5py", samples, effort.of(5.0, 1.0, 0.2)) for _ in range(effort.pairs)]
             rate = median(theirs, "mb_per_s")
             outcome.bars.append(Bar(chart, "h5py append", rate, "MB/s", len(theirs)))
             copied = median([run("copy", samples) for _ in range(effort.pairs)], "mb_per_s")
@@ -257,7 +257,7 @@ async def _row_cost(name: str, folder: Path, trials: int) -> Figures:
 def run_rows(effort: Effort) -> Outcome:
     """Rows per second; whether a row costs more the more there are."""
     outcome = Outcome()
-    trials = effort.of(100_000, 6_000, 500)
+    trials = effort.of(100_000, 5_000, 500)
     fewer = {"axopy": effort.of(1000, 500, 20), "zarr": effort.of(500, 100, 20)}
     for name in chosen(effort):
         count = effort.pairs if name == "trialstore" else 1
@@ -329,7 +329,7 @@ async def _burst(name: str, folder: Path, trials: int, *, verify: bool) -> Figur
 def run_burst(effort: Effort) -> Outcome:
     """h5py in a thread and ours in turn, then the others once."""
     outcome = Outcome()
-    trials = effort.of(400, 200, 10)
+    trials = effort.of(400, 120, 10)
 
     def run(name: str, *, verify: bool = False) -> Figures:
         with effort.workspace() as folder:
