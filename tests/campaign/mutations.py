@@ -177,8 +177,8 @@ MUTATIONS: Final = (
     Mutation(
         "the witness",
         "_ondisk/segment.py",
-        "        self._previous, self._offset = previous, offset\n        self._testify(trials)\n",
-        "        self._previous, self._offset = previous, offset\n",
+        "        give_way()\n        self._testify(trials)\n",
+        "        give_way()\n",
         "test_replay::test_a_cut_between_two_frames_is_noticed_by_the_witness_alone",
     ),
     Mutation(
@@ -230,9 +230,16 @@ MUTATIONS: Final = (
     Mutation(
         "the copy of an appended chunk",
         "_recording/slabs.py",
-        '            self._memory[start : start + nbytes] = memoryview(source).cast("B")\n',
-        '            return memoryview(source).cast("B"), 0\n',
+        '                memory[start : start + nbytes] = memoryview(source).cast("B")\n',
+        '                return memoryview(source).cast("B"), 0\n',
         "test_recording::test_the_caller_may_reuse_its_buffers_at_once",
+    ),
+    Mutation(
+        "using memory again only when nothing refers to it",
+        "_recording/slabs.py",
+        "        weakref.finalize(lease, self._free.append, mapped).atexit = False\n",
+        "        self._free.append(mapped)\n",
+        "test_slabs::test_what_was_copied_is_never_written_again",
     ),
     Mutation(
         "the copy of a trial's array",
