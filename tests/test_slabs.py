@@ -63,7 +63,7 @@ def test_what_was_copied_is_never_written_again(is_prepared: bool) -> None:
     kept = []
     for _ in range(1000):
         if is_prepared:
-            slabs.tend()
+            slabs.prepare()
         array = dice.integers(0, 256, dice.integers(1, 120_000), dtype="u1")
         kept.append((array, *slabs.copy(array)))
         if len(kept) == 400:
@@ -94,16 +94,14 @@ def fill(slabs: Slabs) -> memoryview:
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="pages are found when first used")
-def test_the_next_slab_is_ready_when_it_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_slab_is_ready_when_it_is_begun() -> None:
     """The loop does not wait for a slab's thousand pages where a thread has prepared it."""
-    # Otherwise two large pages are all there is to find.
-    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
     pages = SLAB_BYTES // mmap.PAGESIZE
     slabs = Slabs()
     assert faults_of_a_slab(slabs) > pages / 2
     kept = [slabs._memory]
-    slabs.tend()
-    slabs.tend()  # one is enough
+    slabs.prepare()
+    slabs.prepare()  # one is enough
     assert slabs.free == 1
     assert faults_of_a_slab(slabs) < pages / 2
     kept.append(slabs._memory)
@@ -113,9 +111,9 @@ def test_the_next_slab_is_ready_when_it_is_begun(monkeypatch: pytest.MonkeyPatch
 def test_nothing_is_prepared_for_a_task_that_does_not_stream() -> None:
     """A few chunks are no reason to take megabytes."""
     slabs = Slabs()
-    slabs.tend()
+    slabs.prepare()
     slabs.copy(np.ones(1000))
-    slabs.tend()
+    slabs.prepare()
     assert slabs.free == 0
 
 
@@ -150,8 +148,20 @@ def test_memory_is_given_back_when_there_is_rest() -> None:
     gc.collect()
     assert slabs.free == MOST_FREE
     for _ in range(2 * MOST_FREE):
-        slabs.tend()
+        slabs.give_back()
     assert slabs.free == KEPT_FREE
+
+
+def test_what_is_in_use_now_and_then_is_not_given_back() -> None:
+    """A batch frees several slabs at once, and the next one takes them again."""
+    slabs = Slabs()
+    for _ in range(5):
+        waited = [fill(slabs) for _ in range(MOST_FREE)]
+        slabs.copy(np.ones(1))
+        waited.clear()
+        gc.collect()
+        slabs.give_back()
+    assert slabs.free == MOST_FREE
 
 
 def test_a_large_chunk_has_memory_of_its_own() -> None:

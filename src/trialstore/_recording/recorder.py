@@ -430,7 +430,7 @@ class Recorder:
     def _tick(self) -> None:
         """Once a second, in the thread."""
         for channel in tuple(self.writer.channels):
-            channel.slabs.tend()
+            channel.slabs.give_back()
         self.publisher.check()
         self._look_at_space()
 

@@ -6,9 +6,8 @@ disk had stood still for two seconds a recorder kept 209 of 256 MiB for good (me
 
 New memory costs: the system finds a page when it is first written to (2.7 us for each 4 KiB on a
 virtual machine, measured; copying them takes 0.5), and to give one back it stops every core of the
-process: a loop that did neither felt half as much of its recording. So large pages are asked for,
-a slab is used again once nothing refers to it, and the first ones are made ready by the thread that
-writes, while it rests.
+process: a loop that did neither felt half as much of its recording. So a slab is used again once
+nothing refers to it, and the first ones are made ready by the thread that writes, while it rests.
 """
 
 from __future__ import annotations
@@ -58,6 +57,7 @@ class Slabs:
         self._end = 0
         # Filled and emptied by both threads; what is too much falls out at the other end.
         self._free: deque[mmap.mmap] = deque(maxlen=MOST_FREE)
+        self._least_free = 0
 
     @property
     def free(self) -> int:
@@ -94,6 +94,7 @@ class Slabs:
             mapped = self._free.pop()
         except IndexError:
             mapped = _new(SLAB_BYTES)
+        self._least_free = min(self._least_free, len(self._free))
         # Every view of the memory, and every view of a view, holds this object: when it goes, no
         # name leads to the bytes any more. (A mapping itself does not tell whether it is looked
         # at, and a view tells nothing of the slices that were taken of it.)
@@ -101,23 +102,38 @@ class Slabs:
         weakref.finalize(lease, self._free.append, mapped).atexit = False
         self._memory, self._end = memoryview(lease), 0  # type: ignore[arg-type] # has a buffer
 
-    def tend(self) -> None:
-        """Have the next slab ready if it will be needed, give back one that is too many.
+    def prepare(self) -> None:
+        """Have the next slab ready if it will be needed; for the thread that writes, in its rests.
 
-        For the thread that writes, while it rests; without the interpreter's lock but for an
-        instant: what takes time are system calls.
+        Without the interpreter's lock but for an instant: what takes time is a system call.
         """
-        if len(self._free) > KEPT_FREE:
-            with contextlib.suppress(IndexError):
-                self._free.popleft()
-        elif not self._free and self._end >= SLAB_BYTES // 4:
+        if not self._free and self._end >= SLAB_BYTES // 4:
             # What cannot be had now is asked for again, by the call that needs it.
             with contextlib.suppress(MemoryError):
                 self._free.append(_faulted_in(_new(SLAB_BYTES)))
 
+    def give_back(self) -> None:
+        """Give one slab back if more were free, ever since the last call, than are kept.
+
+        Called once a second. What comes free with a batch is needed before the next one is durable:
+        where each batch gave one back, and the disk took 200 ms, the loop had to find new memory
+        often enough to double p99 of its lateness.
+        """
+        if self._least_free > KEPT_FREE:
+            with contextlib.suppress(IndexError):
+                self._free.popleft()
+        self._least_free = len(self._free)
+
 
 def _faulted_in(memory: mmap.mmap) -> mmap.mmap:
-    """Have the system find all pages now; does nothing where it cannot."""
+    """Have the system find all pages now, in large ones if it can; does nothing where it cannot.
+
+    Large pages cost a quarter, but each comes at once: what a loop has to find itself comes in
+    small ones (a large one took it 1 ms, as p99 of its lateness showed).
+    """
+    with contextlib.suppress(OSError):  # a kernel may have been built without
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
     with contextlib.suppress(OSError), _ZEROS.open("rb", buffering=0) as zeros:
         zeros.readinto(memory)
     return memory
@@ -127,11 +143,6 @@ def _new(nbytes: int) -> mmap.mmap:
     # Private: what a forked child does with it is its own affair. Windows has no such flags.
     flags = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
     try:
-        memory = mmap.mmap(-1, nbytes, **({"flags": flags} if flags else {}))
+        return mmap.mmap(-1, nbytes, **({"flags": flags} if flags else {}))
     except OSError as error:
         raise MemoryError(f"no memory for {nbytes} bytes of samples") from error
-    # A kernel may have been built without large pages.
-    with contextlib.suppress(OSError):
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory

@@ -326,7 +326,7 @@ class Writer:
         """Let a batch become one, unless somebody waits or the queue fills up."""
         if not self._urgent.is_set():
             for channel in tuple(self.channels):
-                channel.slabs.tend()
+                channel.slabs.prepare()
         left = self._committed_at + PAUSE - time.monotonic()
         if left > 0 and not self._queue.is_pressed:
             self._urgent.wait(left)
