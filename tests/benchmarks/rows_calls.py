@@ -114,8 +114,7 @@ def run_call(effort: Effort) -> Outcome:
     ]
     alone = median(measured, "alone_us")
     outcome.notes.append(
-        f"write_nowait while the thread that writes is kept waiting: {alone:.3g} us; the rest is "
-        "the interpreter, which the two share"
+        f"write_nowait while the thread that writes is kept waiting: {alone:.3g} us"
     )
     chart = "a call on the loop"
     outcome.bars += [

@@ -153,7 +153,8 @@ class Channel:
         put = self._queue.put_reserved if reserved else self._queue.put
         # The number first: a KeyboardInterrupt right here must not let it be given twice.
         self.next_trial += 1
-        self._open = intake.OpenTrial()
+        if self._open.arrays:
+            self._open = intake.OpenTrial()
         put(self.lane, item, taken.size)
         self._remember(taken.attrs)
         for part in taken.parts:

@@ -76,6 +76,8 @@ class Snapshot(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes that count against the queue's bound."""
+        if not self.parts:
+            return self.nbytes + ITEM_OVERHEAD
         pieces = sum(len(part.chunks) for part in self.parts)
         return self.nbytes + ITEM_OVERHEAD * (1 + pieces)
 
