@@ -34,6 +34,7 @@ class Reading:
         self.followed = 0
         self.reads = 0
         self.problems: list[str] = []
+        self._readable: set[Path] = set()
 
     def run(self) -> None:
         """Read for ever; something of everything, the newest task most of all."""
@@ -46,12 +47,12 @@ class Reading:
             folder = (tasks[0] if newest else self._dice.choice(tasks)).parent
             try:
                 self._look_at(folder, follow=newest)
+                self._readable.add(folder)
             except StorageError as error:
                 # Where the disk refused to create a task, what was begun has been taken away again
-                # since we found it; nothing was accepted there.
-                if not (
-                    isinstance(error, FormatError) and str(error).endswith("has no trials.csv")
-                ):
+                # since we found it; nothing was accepted there. What could be read must stay so.
+                is_gone = isinstance(error, FormatError) and "has no trials.csv" in str(error)
+                if not is_gone or folder in self._readable:
                     self._wrong(f"{folder}: {error!r}")
 
     def _look_at(self, folder: Path, *, follow: bool) -> None:
