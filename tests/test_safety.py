@@ -421,6 +421,7 @@ class Attentive(FailingDisk):
     def __init__(self) -> None:
         super().__init__()
         self.failed: set[tuple[int, int]] = set()
+        self.held: list[int] = []
         self.trusted_again = 0
 
     def sync(self, fd: int) -> None:
@@ -431,6 +432,7 @@ class Attentive(FailingDisk):
             super().sync(fd)
         except OSError:
             self.failed.add(identity)
+            self.held.append(os.dup(fd))  # or a new file may get the number of one that is gone
             raise
 
     def write(self, fd: int, pieces: Sequence[Buffer]) -> None:
@@ -451,5 +453,7 @@ async def test_a_failed_sync_is_never_asked_again(tmp_path: Path) -> None:
                         disk.fail("sync", times=3)
                     receipt: Any = await task.write({"n": number})
                     await receipt.durable()
+    for fd in disk.held:
+        os.close(fd)
     assert len(disk.failed) == 3
     assert disk.trusted_again == 0

@@ -544,7 +544,7 @@ class TrialWriter:
     @property
     def data(self) -> dict[str, list[Any]]:
         """Attributes written in this session: a list for each column, None where there was none."""
-        return self._channel.columns
+        return self._channel.columns.data
 
     async def write(self, data: Mapping[str, Any]) -> Receipt:
         """Accept one row, a trial without arrays.

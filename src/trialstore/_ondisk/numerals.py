@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: Integers below this many bits have at most 617 decimal digits. Python can be told to refuse
 #: conversion from 640 on (``sys.set_int_max_str_digits``); hexadecimal digits are never refused.
-_DECIMAL_BITS: Final = 2048
+DECIMAL_BITS: Final = 2048
 _DECIMAL_DIGITS: Final = 640
 
 #: ``int()`` and ``float()`` also take spaces, underscores and digits of other scripts.
@@ -59,7 +59,7 @@ def _checked(text: str) -> str:
 
 def int_text(value: int) -> str:
     """Decimal digits, or hexadecimal ones where decimal ones could be refused."""
-    if int.bit_length(value) < _DECIMAL_BITS:
+    if int.bit_length(value) < DECIMAL_BITS:
         return int.__repr__(value)
     return int.__format__(value, "#x")
 

@@ -105,6 +105,17 @@ def encode_attrs(attrs: Mapping[str, object]) -> list[NamedCell]:
     return cells
 
 
+def fixed_encoder(kind: type) -> tuple[str, Callable[[Any], str]]:
+    """Return the name of a kind that does not depend on the value, and what makes its text.
+
+    Raises
+    ------
+    KeyError
+        Values of that type are of several kinds, or of none.
+    """
+    return _FIXED[kind]
+
+
 def decode_value(kind: str, text: str) -> object:
     """Undo `encode_attrs` for one cell.
 

@@ -15,6 +15,7 @@ from trialstore._errors import QueueFull, StorageError
 from trialstore._ondisk.chunks import opaque
 from trialstore._ondisk.losses import Loss
 from trialstore._recording import intake
+from trialstore._recording.columns import Columns
 from trialstore._recording.items import ITEM_OVERHEAD, ChunkItem, EndItem
 from trialstore._recording.lifecycle import Lifecycle, State
 from trialstore._recording.progress import Levels, Progress
@@ -95,14 +96,13 @@ class Channel:
         self.progress: Progress = Progress(first)
         self.names: intake.ArrayNames = intake.ArrayNames(arrays)
         self.lane: Lane = queue.add_lane()
-        self.columns: dict[str, list[Any]] = {}
+        self.columns: Columns = Columns()
         self.refused: dict[tuple[int | None, str, str], int] = {}
         self._refusing = threading.Lock()
         self.losses: int = 0
         self.has_end: bool = False
         self.next_trial: int = first
         self.last_activity_ns: int = time.monotonic_ns()
-        self._rows = 0
         self._open = intake.OpenTrial()
         self._queue = queue
         self._on_full = on_full
@@ -119,59 +119,61 @@ class Channel:
         if time.monotonic_ns() - self._yielded_ns > _YIELD_AFTER_NS:
             await self._breathe()
         began = time.perf_counter_ns()
-        taken = self._snapshot(trial)
-        if not self._queue.has_room(taken.size):
-            self._queue.require_possible(taken.size)
+        now = (time.time_ns(), time.monotonic_ns())
+        taken = self._snapshot(trial, now)
+        size = taken.size
+        if not self._queue.has_room(size):
+            self._queue.require_possible(size)
             if self._on_full != "wait":
-                return self._refuse_trial(taken.size)
+                return self._refuse_trial(size)
             self._tally.note_hold(time.perf_counter_ns() - began)
-            await self._reserve(
-                taken.size, lambda: intake.check_unstreamed(taken.parts, self._open)
-            )
+            await self._reserve(size, lambda: intake.check_unstreamed(taken.parts, self._open))
             began = time.perf_counter_ns()
-            return self._accept(taken, began, reserved=True)
-        return self._accept(taken, began)
+            now = (time.time_ns(), time.monotonic_ns())
+            return self._accept(taken, size, now, began, reserved=True)
+        return self._accept(taken, size, now, began)
 
     def write_nowait(self, trial: object) -> Receipt:
         """Accept a trial now or raise QueueFull."""
         began = time.perf_counter_ns()
-        taken = self._snapshot(trial)
-        if not self._queue.has_room(taken.size):
-            self._queue.require_possible(taken.size)
-            raise self._full(taken.size)
-        return self._accept(taken, began)
+        now = (time.time_ns(), time.monotonic_ns())
+        taken = self._snapshot(trial, now)
+        size = taken.size
+        if not self._queue.has_room(size):
+            self._queue.require_possible(size)
+            raise self._full(size)
+        return self._accept(taken, size, now, began)
 
-    def _snapshot(self, trial: object) -> intake.Snapshot:
+    def _snapshot(self, trial: object, now: tuple[int, int]) -> intake.Snapshot:
         self.lifecycle.require_open()
-        return intake.snapshot(trial, self.names, self._open, (time.time_ns(), time.monotonic_ns()))
+        return intake.snapshot(trial, self.names, self._open, now)
 
-    def _accept(self, taken: intake.Snapshot, began: int, *, reserved: bool = False) -> Receipt:
+    def _accept(
+        self,
+        taken: intake.Snapshot,
+        size: int,
+        now: tuple[int, int],
+        began: int,
+        *,
+        reserved: bool = False,
+    ) -> Receipt:
         """Take the trial: from here to the end nothing waits and nothing can fail."""
         index = self.next_trial
-        now = (time.time_ns(), time.monotonic_ns())
         item = intake.item_of(taken, index, self._open, now)
         put = self._queue.put_reserved if reserved else self._queue.put
         # The number first: a KeyboardInterrupt right here must not let it be given twice.
-        self.next_trial += 1
+        self.next_trial = index + 1
         if self._open.arrays:
             self._open = intake.OpenTrial()
-        put(self.lane, item, taken.size)
-        self._remember(taken.attrs)
+        put(self.lane, item, size)
+        self.columns.add(taken.attrs, taken.likeness)
         for part in taken.parts:
             intake.let_go(part)
-        self.progress.accept(self.next_trial, taken.nbytes)
+        self.progress.accept(index + 1, taken.nbytes)
         self.last_activity_ns = now[1]
         self._notify()
         self._tally.note_hold(time.perf_counter_ns() - began)
         return Receipt(self.progress, index)
-
-    def _remember(self, attrs: dict[str, Any]) -> None:
-        if attrs.keys() != self.columns.keys():
-            for name in attrs.keys() - self.columns.keys():
-                self.columns[name] = [None] * self._rows
-        for name, column in self.columns.items():
-            column.append(attrs.get(name))
-        self._rows += 1
 
     # --- chunks -----------------------------------------------------------------------------------
 

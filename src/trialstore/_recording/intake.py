@@ -23,6 +23,7 @@ from trialstore._ondisk.chunks import (
 )
 from trialstore._ondisk.entries import encode_row, layout_of
 from trialstore._ondisk.layout import check_name, folded
+from trialstore._ondisk.rows import encode_attributes
 from trialstore._ondisk.values import encode_attrs
 from trialstore._recording.items import ITEM_OVERHEAD, ChunkItem, TrialItem
 from trialstore.design import Array, ArrayInfo
@@ -70,16 +71,11 @@ class Snapshot(NamedTuple):
 
     attrs: dict[str, Any]
     row: str
+    likeness: object
     parts: Sequence[ArrayPart]
     nbytes: int
-
-    @property
-    def size(self) -> int:
-        """Bytes that count against the queue's bound."""
-        if not self.parts:
-            return self.nbytes + ITEM_OVERHEAD
-        pieces = sum(len(part.chunks) for part in self.parts)
-        return self.nbytes + ITEM_OVERHEAD * (1 + pieces)
+    #: Bytes that count against the queue's bound.
+    size: int
 
 
 class ArrayNames:
@@ -186,8 +182,10 @@ def snapshot(
         For an array whose name cannot be a file name.
     """
     if type(trial) is dict:  # as most are; asking an abstract class takes half a microsecond
-        row = encode_row(encode_attrs(trial))
-        return Snapshot(dict(trial), row, (), len(row))
+        attributes = trial.copy()
+        row, likeness = encode_attributes(attributes)
+        nbytes = len(row)
+        return Snapshot(attributes, row, likeness, (), nbytes, nbytes + ITEM_OVERHEAD)
     if isinstance(trial, Mapping):
         attrs: object = trial
         arrays: object = {}
@@ -198,7 +196,12 @@ def snapshot(
             f"{type(trial).__name__!r} object is not a trial: give a mapping, or an object with "
             "the mappings .attrs and .arrays"
         )
-    row = encode_row(encode_attrs(attrs))
+    if type(attrs) is dict:
+        attributes = attrs.copy()
+        row, likeness = encode_attributes(attributes)
+    else:
+        row, likeness = encode_row(encode_attrs(attrs)), None
+        attributes = dict(attrs)
     nbytes = len(row)
     parts = []
     for given, source in arrays.items():
@@ -209,7 +212,9 @@ def snapshot(
         parts.append(part)
         nbytes += sum(data.nbytes for data, _, _ in part.chunks)
     check_unstreamed(parts, streamed)
-    return Snapshot(dict(attrs), row, parts, nbytes)
+    pieces = sum(len(part.chunks) for part in parts)
+    size = nbytes + ITEM_OVERHEAD * (1 + pieces)
+    return Snapshot(attributes, row, likeness, parts, nbytes, size)
 
 
 def check_unstreamed(parts: Sequence[ArrayPart], streamed: OpenTrial) -> None:
@@ -263,7 +268,9 @@ def let_go(part: ArrayPart) -> None:
 
 def item_of(taken: Snapshot, trial: int, streamed: OpenTrial, now: tuple[int, int]) -> TrialItem:
     """Turn a snapshot into the item of trial number `trial`."""
-    counts = {name: (array.chunks, array.nbytes) for name, array in streamed.arrays.items()}
+    counts: dict[str, tuple[int, int]] = {}
+    if streamed.arrays:
+        counts = {name: (array.chunks, array.nbytes) for name, array in streamed.arrays.items()}
     first = streamed.first_unix_ns
     if not taken.parts:
         return TrialItem((), trial, taken.row, counts, *now, first, taken.nbytes)
