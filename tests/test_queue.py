@@ -378,7 +378,7 @@ async def test_a_busy_loop_rests_once_in_a_while_and_only_for_a_batch(
                 disk.gate.clear()
                 try:
                     await task.write({"n": 0})
-                    while not recorder.writer._is_committing:
+                    while not recorder.writer._is_thread_at_work:
                         await anyio.lowlevel.checkpoint()
                     assert recorder.writer.is_starving()
                     assert not recorder.writer.is_starving()

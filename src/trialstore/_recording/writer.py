@@ -155,7 +155,8 @@ class Writer:
         self._last_tick = time.monotonic()
         self._poisonings = 0
         self._marked: dict[Channel, int] = {}
-        self._is_committing = False
+        #: From when it is given a batch, but for its rest: it wants the interpreter now and then.
+        self._is_thread_at_work = False
         self._committed_at = 0.0
         self._rested = 0.0
 
@@ -175,7 +176,7 @@ class Writer:
         millisecond kept it out for a whole burst (found by measuring: 110 of 300 ms).
         """
         now = time.monotonic()
-        if not self._is_committing or now - self._rested < STARVED_AFTER:
+        if not self._is_thread_at_work or now - self._rested < STARVED_AFTER:
             return False
         self._rested = now
         return True
@@ -302,6 +303,7 @@ class Writer:
         return True
 
     async def _commit(self, jobs: list[Job]) -> None:
+        self._is_thread_at_work = True
         self._tally.note_commit(*await self._worker.call(lambda: self._run_jobs(jobs)))
         self._troubles.end("hung")
         for job in jobs:
@@ -313,12 +315,11 @@ class Writer:
         with self.committing:
             self._rest()
             began, began_unix = time.monotonic(), time.time_ns()
-            self._is_committing = True
             for job in jobs:
                 # Not what was given up, or written by somebody else, while this thread waited.
                 if self._jobs.get(job.channel) is job and not self._is_abandoned:
                     job.run()
-            self._is_committing = False
+            self._is_thread_at_work = False
             self._committed_at = time.monotonic()
         return began_unix, self._committed_at - began
 
@@ -329,7 +330,9 @@ class Writer:
                 channel.slabs.prepare()
         left = self._committed_at + PAUSE - time.monotonic()
         if left > 0 and not self._queue.is_pressed:
+            self._is_thread_at_work = False
             self._urgent.wait(left)
+            self._is_thread_at_work = True
         self._urgent.clear()
 
     def _settle(self, job: Job) -> None:
