@@ -284,16 +284,21 @@ def _add_row_cost(outcome: Outcome, effort: Effort, trials: int) -> None:
     for name, many in names.items():
         if name not in available():
             continue
-        with effort.workspace() as folder:
-            found = measure(row_cost, peer=name, folder=folder, trials=many)
+        # More than once, as a machine that changes its speed in between makes any ratio.
+        count, found = effort.pairs if name == "trialstore" else 1, []
+        for _ in range(count):
+            with effort.workspace() as folder:
+                found.append(measure(row_cost, peer=name, folder=folder, trials=many))
         label = PEERS[name].label
+        early, late = median(found, "early_us"), median(found, "late_us")
         outcome.bars += [
-            Bar("cost of a row", f"{label}, row 100", found["early_us"], "us"),
-            Bar("cost of a row", f"{label}, row {many:,}", found["late_us"], "us"),
+            Bar("cost of a row", f"{label}, row 100", early, "us", count),
+            Bar("cost of a row", f"{label}, row {many:,}", late, "us", count),
         ]
         if name == "trialstore":
             what = f"cost of a row at {many:,} as a multiple of that at 100"
-            outcome.checks.append(Check(what, found["late_us"] / found["early_us"], 1.25, "x", 1))
+            grown_by = statistics.median(each["late_us"] / each["early_us"] for each in found)
+            outcome.checks.append(Check(what, grown_by, 1.25, "x", count))
 
 
 # --- a burst --------------------------------------------------------------------------------------
