@@ -585,6 +585,49 @@ def test_a_file_that_asks_for_more_than_itself_is_refused(
             opened.read("data")
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_is_known_is_read_as_it_was_written(path: Path, dtype: Any) -> None:
+    """Plain numbers are read without being asked for; anything else is left to `read`."""
+    written = filled((3, 4), dtype)
+    with ArrayFileWriter(path) as file:
+        file.write("0", written.shape, written.dtype, [(None, written)])
+    with ArrayFile(path) as opened:
+        assert opened.read_known("0", written.shape, written.dtype) is None, "links unknown"
+        opened.expect_many()
+        found = opened.read_known("0", written.shape, written.dtype)
+        if np.dtype(dtype).kind in "biufc":
+            assert found is not None
+            assert same(found, written)
+        else:
+            assert found is None
+        assert opened.read_known("1", written.shape, written.dtype) is None
+
+
+def test_what_is_not_as_it_was_is_left_to_read(path: Path) -> None:
+    """Another shape or size, pieces, filters, other files, links: nothing of it is read."""
+    data = np.arange(12.0).reshape(3, 4)
+    other = path.parent / "other.hdf5"
+    write_hdf5(other, data)
+    with h5py.File(path, "w") as file:
+        file["whole"] = data
+        file["reshaped"] = data.reshape(4, 3)
+        file["narrow"] = data.astype("f4")
+        file["text"] = np.full((3, 4), b"12345678")
+        file["empty"] = h5py.Empty("f8")
+        file.create_dataset("never written", (3, 4), "f8")
+        file.create_dataset("packed", data=data, compression="gzip")
+        file.create_dataset("outside", (3, 4), "f8", external=[(str(other), 0, 96)])
+        file["group/0"] = data
+        file["soft"] = h5py.SoftLink("/whole")
+        file["external"] = h5py.ExternalLink("other.hdf5", "/data")
+        names = [*file, "group/0"]
+    with ArrayFile(path) as opened:
+        opened.expect_many()
+        found = {name: opened.read_known(name, (3, 4), np.dtype("f8")) for name in names}
+    assert {name for name, array in found.items() if array is not None} == {"whole"}
+    assert same(found["whole"], data)  # type: ignore[arg-type] # not None
+
+
 @pytest.mark.parametrize("name", ["door/data", "a/door/data", "good/data/x", "", ".", "..", "a\0b"])
 def test_every_link_on_the_way_must_be_hard(path: Path, name: str) -> None:
     """No name leads out of the file, or to something that is no dataset."""

@@ -195,6 +195,12 @@ class PublishedSource:
         *,
         verify: bool,
     ) -> NDArray[Any]:
+        if window is None and verify:
+            dtype = chunks.dtype_from_json(stored.dtype)
+            known = file.read_known(str(stored.trial), stored.shape, dtype)
+            # What does not fit is read in the ordinary way, and told.
+            if known is not None and _crcs(known, stored) == stored.blocks:
+                return known
         axis = stored.axis
         first, last = _all_of(stored)
         size = last
@@ -231,7 +237,7 @@ class PublishedSource:
         )  # fmt: skip
         fits = array.shape == shape and array.dtype == chunks.dtype_from_json(stored.dtype)
         if fits:
-            found = tuple(map(chunks.crc_of, chunks.blocks(array, axis, stored.block)))
+            found = _crcs(array, stored)
             fits = found == stored.blocks[first : first + len(found)]
         if not fits:
             path = self._path(name)
@@ -247,3 +253,8 @@ class PublishedSource:
 def _all_of(stored: StoredArray) -> Window:
     """First sample and the one after the last."""
     return 0, stored.shape[stored.axis] if stored.shape else 1
+
+
+def _crcs(array: NDArray[Any], stored: StoredArray) -> tuple[int, ...]:
+    """Checksums of some whole blocks of a stored array."""
+    return tuple(map(chunks.crc_of, chunks.blocks(array, stored.axis, stored.block)))
