@@ -1,4 +1,4 @@
-"""Building an array's published file in portions, each synced by a thread and read back."""
+"""Building an array's published file in portions, each synced and read back by a thread."""
 
 from __future__ import annotations
 

@@ -272,14 +272,17 @@ def test_the_bytes_lie_at_the_offset(path: Path, dtype: np.dtype[Any] | str) -> 
     """After `flush` the array's bytes, padding too, can be read with nothing but its offset."""
     arrays = [filled((3, 5), dtype, seed) for seed in range(4)]
     with ArrayFileWriter(path) as writer:
-        for number, array in enumerate(arrays):
+        told = [
             writer.write(str(number), array.shape, array.dtype, [(None, array)])
-        writer.write("none", (0, 3), np.dtype("f4"), [])
+            for number, array in enumerate(arrays)
+        ]
+        assert writer.write("none", (0, 3), np.dtype("f4"), []) is None
         writer.flush()
         raw = path.read_bytes()
         for number, array in enumerate(arrays):
             offset = writer.offset(str(number))
             assert offset is not None
+            assert offset == told[number]
             assert raw[offset : offset + array.nbytes] == array.tobytes()
         assert writer.offset("none") is None
         with pytest.raises(PublishFailed, match="'9'"):

@@ -318,10 +318,10 @@ MUTATIONS: Final = (
         "test_queue::test_a_refusal_is_on_disk_before_what_came_after_it",
     ),
     Mutation(
-        "reading back a portion that a thread has synced",
+        "hearing what a thread found of a portion",
         "_publishing/arrays.py",
-        "            self._read_back(portion.written)\n",
-        "            self._offsets.update((w.stored.trial, w.offset) for w in portion.written)\n",
+        "            portion.proof.result()\n",
+        "",
         "test_building::test_a_portion_that_fails_is_not_published",
     ),
     Mutation(

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 #: Samples are moved in slabs of about this size, so that a trial of an hour needs no more memory.
 _SLAB_BYTES: Final = 32 * 2**20
 #: Written bytes are synced and read back in portions of about this size while recording goes on, so
-#: that closing a task costs its last seconds and not its length. A portion is synced while the next
-#: one is written.
+#: that closing a task costs its last seconds and not its length. A thread does that for a portion
+#: while the next one is written: the disk and the processor take about the same time for one.
 PORTION_BYTES: Final = 32 * 2**20
 _TIMING_DTYPE: Final = np.dtype(np.int64)
 
@@ -51,10 +51,10 @@ class _Written:
 
 @dataclass(slots=True)
 class _Portion:
-    """Datasets that are being synced beside."""
+    """Datasets that are being synced and read back beside."""
 
     written: list[_Written]
-    synced: Future[None]
+    proof: Future[None]
 
 
 @dataclass(slots=True)
@@ -89,7 +89,7 @@ class ArrayBuilder:
     _file: ArrayFileWriter | None = None
     _unchecked: list[_Written] = field(default_factory=list)
     _unchecked_bytes: int = 0
-    _syncing: _Portion | None = None
+    _proving: _Portion | None = None
     _beside: ThreadPoolExecutor | None = None
     _changed: bool = False
     _is_published: bool = False
@@ -140,17 +140,17 @@ class ArrayBuilder:
             pieces = self._long_pieces(trial, (shape, dtype, stack_axis), block, crcs, stamps)
         writer = self._open()
         key = str(trial.index)
-        writer.write(key, shape, dtype, pieces)
+        offset = writer.write(key, shape, dtype, pieces)
         writer.write_group("timing", key, np.array(stamps, _TIMING_DTYPE).reshape(-1, 3))
         described = chunks.dtype_to_json(dtype)
         stored = StoredArray(trial.index, described, shape, axis, block, tuple(crcs))
         self.record.trials[trial.index] = stored
         self.record.stack_axis = stack_axis
-        self._unchecked.append(_Written(stored, dtype, axis, writer.offset(key)))
+        self._unchecked.append(_Written(stored, dtype, axis, offset))
         self._unchecked_bytes += nbytes
         self._changed = True
         if self._unchecked_bytes >= self.portion:
-            self._sync_beside()
+            self._prove_beside()
 
     def _long_pieces(
         self,
@@ -203,39 +203,37 @@ class ArrayBuilder:
         """
         if self._file is None:
             return
-        self._check_synced()
+        self._await_proof()
         if self._unchecked:
             self._file.flush()
-            self._translated_sync()
-            self._read_back(self._take_unchecked())
+            written = self._take_unchecked()
+            self._prove(written)
+            self._note_proven(written)
 
-    def _sync_beside(self) -> None:
-        """Have what was written synced by a thread while more is written.
-
-        The disk and the processor take about the same time for a portion.
-        """
-        self._check_synced()
+    def _prove_beside(self) -> None:
+        """Have what was written synced and read back by a thread while more is written."""
+        self._await_proof()
         if self._file is not None:
             self._file.flush()
         if self._beside is None:
-            self._beside = ThreadPoolExecutor(1, "sync")
-        self._syncing = _Portion(self._take_unchecked(), self._beside.submit(self._sync))
+            self._beside = ThreadPoolExecutor(1, "prove")
+        written = self._take_unchecked()
+        self._proving = _Portion(written, self._beside.submit(self._prove, written))
 
-    def _check_synced(self) -> None:
-        """Wait for the portion that is being synced, and read it back."""
-        if self._syncing is not None:
-            portion, self._syncing = self._syncing, None
-            try:
-                portion.synced.result()
-            except OSError as error:
-                raise self._failed(error) from error
-            self._read_back(portion.written)
+    def _await_proof(self) -> None:
+        """Wait for the portion that is being proven."""
+        if self._proving is not None:
+            portion, self._proving = self._proving, None
+            portion.proof.result()
+            self._note_proven(portion.written)
 
     def _take_unchecked(self) -> list[_Written]:
         written, self._unchecked, self._unchecked_bytes = self._unchecked, [], 0
         return written
 
-    def _read_back(self, written: list[_Written]) -> None:
+    def _prove(self, written: list[_Written]) -> None:
+        """Sync the file, then compare datasets with what was to be written."""
+        self._translated_sync()
         try:
             fd = open_reading(self.hidden)
             try:
@@ -245,6 +243,8 @@ class ArrayBuilder:
                 os.close(fd)
         except OSError as error:
             raise self._failed(error) from error
+
+    def _note_proven(self, written: list[_Written]) -> None:
         self._offsets.update((dataset.stored.trial, dataset.offset) for dataset in written)
 
     def _failed(self, error: OSError) -> PublishFailed:
@@ -318,7 +318,7 @@ class ArrayBuilder:
 
     def close(self) -> None:
         """Close the hidden file."""
-        self._syncing = None
+        self._proving = None
         if self._beside is not None:
             beside, self._beside = self._beside, None
             beside.shutdown()

@@ -91,7 +91,7 @@ class ArrayFileWriter:
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
         pieces: Iterable[Piece],
-    ) -> None:
+    ) -> int | None:
         """Create a dataset and fill it piece by piece, never holding more than a piece or a block.
 
         Pieces are used before the next is asked for, so they may share one buffer. After an error
@@ -108,6 +108,11 @@ class ArrayFileWriter:
         pieces : iterable of (selection, numpy.ndarray)
             Where each piece goes, one slice of step 1 per axis (None: it is the whole), and the
             piece, of exactly that shape and of `dtype`. Together they fill the dataset.
+
+        Returns
+        -------
+        int or None
+            As of `offset`.
 
         Raises
         ------
@@ -135,8 +140,10 @@ class ArrayFileWriter:
                     chosen.select_hyperslab(start, slab.shape)
                 dataset.write(memory, chosen, np.ascontiguousarray(slab), kind)
                 written += slab.size
+            offset: int | None = dataset.get_offset()
         if written != math.prod(shape):
             raise PublishFailed(f"{what}: pieces of {written} items do not fill the shape {shape}")
+        return offset
 
     def write_group(self, group: str, name: str, array: NDArray[Any]) -> None:
         """Write one array into a group, ``"timing/0"`` for group ``"timing"`` and name ``"0"``.
