@@ -306,8 +306,9 @@ class ArrayBuilder:
         """Sync what was written at close, and see that it still leads to the same bytes."""
         self._translated_sync()
         with ArrayFileWriter(self.hidden, mode="r+") as file:
-            for trial, offset in self._offsets.items():
-                if file.offset(str(trial)) != offset:
+            found = file.offsets(map(str, self._offsets))
+            for (trial, offset), now in zip(self._offsets.items(), found, strict=True):
+                if now != offset:
                     raise PublishFailed(f"{str(self.hidden)!r}: dataset {trial} has moved")
         self._offsets.clear()
 

@@ -202,11 +202,27 @@ class ArrayFileWriter:
         PublishFailed
             There is no such dataset.
         """
+        return self.offsets([name])[0]
+
+    def offsets(self, names: Iterable[str]) -> list[int | None]:
+        """Return `offset` of each of many datasets.
+
+        Raises
+        ------
+        PublishFailed
+            There is no such dataset.
+        """
         import h5py
 
-        with self._translated("find", name):
-            offset: int | None = h5py.h5d.open(self._root, _encoded(name)).get_offset()
-            return offset
+        found: list[int | None] = []
+        open_dataset, root = h5py.h5d.open, self._root
+        for name in names:
+            try:
+                found.append(open_dataset(root, _encoded(name)).get_offset())
+            except _HDF5_ERRORS as error:
+                what = f"dataset {name!r} of {self.path!r}"
+                raise PublishFailed(f"cannot find {what}: {error}") from error
+        return found
 
     def flush(self) -> None:
         """Hand everything to the operating system (this does not sync the disk).
