@@ -11,6 +11,7 @@ from trialstore._errors import DamagedData
 from trialstore._ondisk import disk
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 #: What a disk reads, or fails to read, as one.
@@ -18,6 +19,8 @@ SECTOR: Final = 512
 #: Beyond so many unreadable sectors a disk is not asked for every single one of the others: each
 #: question may take it seconds.
 _SECTORS_TRIED: Final = 4096
+#: Some thirty rows of a table; less than a hundredth of a frame of samples.
+_BLOCK_BYTES: Final = 1 << 14
 
 
 class SectorFile:
@@ -121,3 +124,29 @@ class SectorFile:
             return bytes(length)
         middle = (first + end) // 2 * SECTOR
         return self.read(offset, middle - offset) + self.read(middle, offset + length - middle)
+
+
+class ReadAhead:
+    """Gives bytes out of blocks, where many small pieces follow one another; for one look only.
+
+    What the file gains or loses meanwhile is seen or not, as by any other order of reading.
+
+    Parameters
+    ----------
+    read : callable
+        ``read(offset, length)``, as `SectorFile.read`.
+    """
+
+    def __init__(self, read: Callable[[int, int], bytes]) -> None:
+        self._read = read
+        self._block = b""
+        self._start = 0
+
+    def __call__(self, offset: int, length: int) -> bytes:
+        """Read at most `length` bytes from `offset`; fewer only at the end of the file."""
+        at = offset - self._start
+        if at < 0 or at + length > len(self._block):
+            if length >= _BLOCK_BYTES:
+                return self._read(offset, length)
+            self._block, self._start, at = self._read(offset, _BLOCK_BYTES), offset, 0
+        return self._block[at : at + length]

@@ -10,13 +10,15 @@ from trialstore._ondisk import journal, layout, witness
 from trialstore._ondisk.disk import read_file
 from trialstore._ondisk.journal import HEADER_SIZE, Frame, FrameType, Gap, Spoilt, Tail
 from trialstore._ondisk.numbers import MOST, Numbers
-from trialstore._ondisk.sectors import SectorFile
+from trialstore._ondisk.sectors import ReadAhead, SectorFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from trialstore._ondisk.losses import LossKind
+
+    Read = Callable[[int, int], bytes]
 
 #: A description longer than this is not ours: 100 000 attributes would be shorter.
 _META_LIMIT: Final = 1 << 28
@@ -159,8 +161,9 @@ class SegmentFile:
             return
         self.statement = witness.newest(said, self.session) or self.statement
         self.claims_too_much = witness.claims_too_much(said, self.session)
+        read = ReadAhead(self.read)
         events = journal.scan(
-            *(self.read, size, self._salt, self._offset),
+            *(read, size, self._salt, self._offset),
             accepts=self._is_news,
             is_growing=is_growing,
         )
@@ -174,7 +177,7 @@ class SegmentFile:
                 case Spoilt(frame):
                     self._spoilt.setdefault(frame.seq)
                 case Frame():
-                    yield from self._take(event)
+                    yield from self._take(event, read)
                     self._offset = event.end
 
     def _said(self) -> bytes:
@@ -215,7 +218,7 @@ class SegmentFile:
         is_known = frame.seq in self.seen and frame.seq not in self._spoilt
         return frame.synced_to < frame.seq <= MOST and not is_known
 
-    def _take(self, frame: Frame) -> Iterator[Whole]:
+    def _take(self, frame: Frame, read: Read) -> Iterator[Whole]:
         gap, self._gap = self._gap, None
         after = 0 if self._latest is None else self._latest.seq
         if gap is not None or (self._latest is not None and frame.seq != after + 1):
@@ -231,7 +234,7 @@ class SegmentFile:
         if frame.type == FrameType.OPENING:
             self._opening_seq = frame.seq
         whole = frame.meta_length <= _META_LIMIT
-        meta = journal.read_meta(self.read, frame) if whole else None
+        meta = journal.read_meta(read, frame) if whole else None
         if meta is None:
             evidence = "a description does not fit its CRC"
             span = (frame.offset, frame.end)
