@@ -158,7 +158,7 @@ def run_capture(effort: Effort) -> Outcome:
     """Raw and ours in turn, for each size of block; h5py beside them at 4 KB."""
     outcome = Outcome()
     nbytes = effort.of(4 * 10**9, 128 * 10**6, 64 * 10**6)
-    seconds = effort.of(60.0, 6.0, 2.0)
+    seconds = effort.of(60.0, 3.0, 2.0)
 
     def run(who: str, samples: int, seconds: float = seconds) -> Figures:
         with effort.workspace() as folder:
@@ -285,7 +285,7 @@ def _add_row_cost(outcome: Outcome, effort: Effort, trials: int) -> None:
         if name not in available():
             continue
         # More than once, as a machine that changes its speed in between makes any ratio.
-        count, found = effort.pairs if name == "trialstore" else 1, []
+        count, found = effort.of(effort.pairs, 1, 1) if name == "trialstore" else 1, []
         for _ in range(count):
             with effort.workspace() as folder:
                 found.append(measure(row_cost, peer=name, folder=folder, trials=many))
