@@ -53,7 +53,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Measure what recording costs beside its peers for an hour, or with ``-- --quick`` three minutes.
+    """Measure what recording costs beside its peers: an hour, ``-- --quick`` three minutes.
 
     Whole runs write docs/reference/performance.md; those of single rows (``--only``) do not.
     """

@@ -168,8 +168,8 @@ def run_capture(effort: Effort) -> Outcome:
 
     least = {"4 KB": 0.4, "64 KB": 0.75, "1 MB": 0.85}
     for block, samples in _BLOCKS.items():
-        pairs = alternate(partial(run, "raw", samples), partial(run, "trialstore", samples),
-                          effort.pairs)  # fmt: skip
+        turns = effort.of(effort.pairs, 1, 1)
+        pairs = alternate(partial(run, "raw", samples), partial(run, "trialstore", samples), turns)
         share, count = ratio(pairs, "mb_per_s"), len(pairs)
         what = f"blocks of {block}, as a share of raw writev + fdatasync"
         outcome.checks.append(Check(what, share, least[block], "x", count, at_least=True))
@@ -182,12 +182,12 @@ def run_capture(effort: Effort) -> Outcome:
         ]
         if block == "4 KB":
             # Its rate does not depend on how long it runs.
-            theirs = [run("h5py", samples, effort.of(5.0, 1.0, 0.2)) for _ in range(effort.pairs)]
+            theirs = [run("h5py", samples, effort.of(5.0, 1.0, 0.2)) for _ in range(turns)]
             rate = median(theirs, "mb_per_s")
             outcome.bars.append(Bar(chart, "h5py append", rate, "MB/s", len(theirs)))
-            copied = median([run("copy", samples) for _ in range(effort.pairs)], "mb_per_s")
+            copied = median([run("copy", samples) for _ in range(turns)], "mb_per_s")
             who = "awaiting a call that only copies"
-            outcome.bars.append(Bar(chart, who, copied, "MB/s", effort.pairs))
+            outcome.bars.append(Bar(chart, who, copied, "MB/s", turns))
             what = f"blocks of {block}, as a multiple of h5py append"
             outcome.checks.append(Check(what, ours / rate, 10, "x", count, at_least=True))
         with effort.workspace() as folder:
@@ -340,8 +340,8 @@ def run_burst(effort: Effort) -> Outcome:
         with effort.workspace() as folder:
             return measure(burst, peer=name, folder=folder, trials=trials, verify=verify)
 
-    pairs = alternate(partial(run, "h5py"), partial(run, "trialstore"), effort.pairs)
-    count = len(pairs)
+    count = effort.of(effort.pairs, 1, 1)
+    pairs = alternate(partial(run, "h5py"), partial(run, "trialstore"), count)
     chart = f"burst of {trials} trials of 1 MB"
     for figure, limit in (("durable", 0.6), ("published", 1.2)):
         key = "durable_s" if figure == "durable" else "closed_s"
