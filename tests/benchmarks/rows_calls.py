@@ -184,7 +184,7 @@ def import_time(statement: str, cache: str) -> float:
 def run_start(effort: Effort) -> Outcome:
     """Import, enter, write; each in fresh processes."""
     outcome = Outcome()
-    count = effort.of(11, 3, 1)
+    count = effort.of(11, 2, 1)
     with tempfile.TemporaryDirectory() as cache:
         import_time(_STORAGE, cache)  # compiles, as an installation does
         imports, loads, below = (
@@ -225,7 +225,7 @@ def child_ready(effort: Effort) -> float:
     from trialstore._recording.publisher import _PROGRAM
 
     times = []
-    for _ in range(effort.of(5, 3, 1)):
+    for _ in range(effort.of(5, 2, 1)):
         began = time.perf_counter()
         subprocess.run([sys.executable, "-P", "-c", _PROGRAM], input=b"", check=True)
         times.append((time.perf_counter() - began) * 1e3)
