@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-#: Exact types that a column of machine numbers gives back as they were, and its type code. A list
-#: of floats takes 32 bytes for each, a column of them 8.
-_CODES: Final[dict[type, str]] = {int: "q", float: "d"}
 
 
 class Columns:
@@ -31,6 +27,7 @@ class Columns:
     def __init__(self) -> None:
         self._columns: dict[str, Any] = {}
         self._rows = 0
+        self._is_looked_at = False
         # What the last row was like, and where each of its values went.
         self._likeness: object = None
         self._appends: list[Callable[[Any], None]] = []
@@ -63,9 +60,10 @@ class Columns:
     def _fit(self, attrs: dict[str, Any]) -> None:
         """Have a column for each value that can take it; `attrs` has all names there are."""
         for name, value in attrs.items():
-            column, code = self._columns.get(name), _CODES.get(type(value))
+            column, code = self._columns.get(name), _code_of(value)
             if column is None:
-                self._columns[name] = [None] * self._rows if self._rows or not code else array(code)
+                is_list = code is None or self._rows > 0 or self._is_looked_at
+                self._columns[name] = [None] * self._rows if is_list else array(code)
             elif type(column) is not list and column.typecode != code:
                 self._columns[name] = column.tolist()
         self._appends = [column.append for column in self._columns.values()]
@@ -73,8 +71,20 @@ class Columns:
     @property
     def data(self) -> dict[str, list[Any]]:
         """The columns as lists, to which further rows are added; unpacked from now on."""
-        for name, column in self._columns.items():
-            if type(column) is not list:
-                self._columns[name] = column.tolist()
-        self._appends = [column.append for column in self._columns.values()]
+        if not self._is_looked_at:
+            self._is_looked_at = True
+            for name, column in self._columns.items():
+                if type(column) is not list:
+                    self._columns[name] = column.tolist()
+            self._appends = [column.append for column in self._columns.values()]
         return self._columns
+
+
+def _code_of(value: object) -> Any:
+    """Type code of a column that gives the value back as it is, or None if only a list does.
+
+    A list of floats takes 32 bytes for each, such a column 8. Types are compared by identity: of a
+    class with a metaclass, anything else would run code of the user's.
+    """
+    kind = type(value)
+    return "q" if kind is int else "d" if kind is float else None
