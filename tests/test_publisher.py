@@ -224,6 +224,34 @@ async def test_a_late_publisher_does_not_touch_a_newer_journal(tmp_path: Path) -
         await anyio.to_thread.run_sync(look)
 
 
+async def test_a_late_publisher_does_not_publish_into_a_journal_that_was_just_made(
+    tmp_path: Path,
+) -> None:
+    """It slept through publication, and whoever resumed was killed before its first segment."""
+    from trialstore._publishing.task import TaskPublisher
+
+    folder = tmp_path / "data/p0/reach"
+
+    def follow() -> TaskPublisher:
+        late = TaskPublisher(folder)
+        late.follow()
+        return late
+
+    def finish() -> None:
+        (folder / "journal").mkdir()
+        before = {path: path.stat().st_ino for path in folder.iterdir()}
+        with pytest.raises(FileNotFoundError, match="replaced"):
+            late.finish()
+        late.close()
+        assert {path: path.stat().st_ino for path in folder.iterdir()} == before
+
+    async with open_task(tmp_path / "data") as task:
+        await task.write({"n": 0})
+        await task.flush()
+        late = await anyio.to_thread.run_sync(follow)
+    await anyio.to_thread.run_sync(finish)
+
+
 async def test_a_journal_that_was_just_made_publishes_nothing(tmp_path: Path) -> None:
     """A recorder was killed while it resumed: what was published before stays as it is."""
     from trialstore._publishing.service import publish_once

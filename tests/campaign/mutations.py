@@ -329,7 +329,7 @@ MUTATIONS: Final = (
         "_publishing/task.py",
         "            if not self._replay.stands():\n",
         "            if self._replay is None:\n",
-        "test_publisher::test_a_late_publisher_does_not_touch_a_newer_journal",
+        "test_publisher::test_a_late_publisher_does_not_publish_into_a_journal_that_was_just_made",
     ),
     Mutation(
         "checking a table before it is published again",
