@@ -190,7 +190,7 @@ def run_reading(effort: Effort) -> Outcome:
         _compare(outcome, effort, folder, "array", ("hand_array", "ours_array"), chart, 1.3)
         ways = ("hand_each", "ours_each")
         published = _compare(outcome, effort, folder, "iterarray", ways, chart, 1.3)
-        count = effort.of(effort.pairs, 1, 1)
+        count = _turns(effort)
         followed = _seconds(folder, "ours_follow", count)
     outcome.bars.append(Bar(chart, "follow, published", followed, "s", count))
     _add_live(outcome, effort, chart, published, (trials, samples, chunks))
@@ -198,6 +198,11 @@ def run_reading(effort: Effort) -> Outcome:
     _add_window(outcome, effort)
     _add_rows(outcome, effort)
     return outcome
+
+
+def _turns(effort: Effort) -> int:
+    """How often each way is measured: most of a quick run is the start of processes."""
+    return effort.of(effort.pairs, 1, 1)
 
 
 def _compare(
@@ -224,7 +229,7 @@ def _compare(
 
 def _pairs(effort: Effort, folder: Path, first: str, second: str) -> Pairs:
     one, other = (partial(measure, read, way=way, folder=folder) for way in (first, second))
-    return alternate(one, other, effort.pairs)
+    return alternate(one, other, _turns(effort))
 
 
 def _seconds(folder: Path, way: str, count: int) -> float:
@@ -237,7 +242,7 @@ def _add_live(
 ) -> None:
     trials, samples, chunks = size
     measured = []
-    for _ in range(effort.pairs):
+    for _ in range(_turns(effort)):
         with effort.workspace() as folder:
             measured.append(
                 measure(
@@ -277,7 +282,7 @@ def _add_window(outcome: Outcome, effort: Effort) -> None:
     with effort.workspace() as folder:
         wrong = measure(record, folder=folder, trials=1, samples=_WINDOW, chunks=chunks)
         require_right(outcome, "long trial", wrong["wrong"])
-        measured = [measure(window, folder=folder) for _ in range(effort.pairs)]
+        measured = [measure(window, folder=folder) for _ in range(_turns(effort))]
     part, whole = median(measured, "part_s"), median(measured, "whole_s")
     share, count = measured[0]["share"], len(measured)
     chart = f"one trial of {CHANNELS} x {_WINDOW * chunks:,} float64"

@@ -260,7 +260,7 @@ def run_rows(effort: Effort) -> Outcome:
     trials = effort.of(100_000, 5_000, 500)
     fewer = {"axopy": effort.of(1000, 500, 20), "zarr": effort.of(500, 100, 20)}
     for name in chosen(effort):
-        count = effort.pairs if name == "trialstore" else 1
+        count = effort.of(effort.pairs, 1, 1) if name == "trialstore" else 1
         many = trials if name == "trialstore" else fewer.get(name, effort.of(5000, 1000, 20))
         measured = []
         for turn in range(count):
