@@ -264,8 +264,10 @@ class ArrayFile:
             dataset = h5py.h5d.open(self._root, path)
             # Such a dataset has no filter, and no other file: HDF5 knows no offset of those. To ask
             # for its type as well takes a tenth of the time of a small one.
-            fits = dataset.shape == shape and dataset.get_storage_size() == nbytes(shape, dtype)
-            if not fits or dataset.get_offset() is None:
+            size = nbytes(shape, dtype)
+            fits = dataset.shape == shape and dataset.get_storage_size() == size
+            # HDF5 2.0 opens nothing larger than its file (tried); older ones may.
+            if not fits or dataset.get_offset() is None or size > self._bytes_in_file:
                 return None
             array = np.empty(shape, dtype)
             dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, array, self._known_type[1])
