@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -15,7 +16,6 @@ import pytest
 from tests.helpers import reader_of
 from trialstore import QueueFull, Storage, StorageError
 from trialstore._ondisk.disk import Disk, use
-from trialstore._recording import writer
 from trialstore._recording.queue import BoundedQueue, Lane
 
 if TYPE_CHECKING:
@@ -361,26 +361,65 @@ async def test_a_closed_task_wakes_those_who_wait(tmp_path: Path) -> None:
                 disk.gate.set()
 
 
-async def test_a_busy_loop_rests_once_in_a_while_and_only_for_a_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nobody rests while nothing is being written, and then not at every call."""
-    monkeypatch.setattr(writer, "STARVED_AFTER", 3600.0)
+async def test_a_loop_rests_only_if_it_never_does_and_only_for_a_batch(tmp_path: Path) -> None:
+    """Nobody is made to rest while nothing is written, nor who rests by themselves."""
     disk = GatedDisk()
     with use(disk):
         async with Storage(tmp_path / "data") as storage:
             storage.subject_id = "p0"
             recorder = storage._recorder
+
+            def never_rest() -> bool:
+                """Work until told to rest, or for a quarter of a second of the processor's time."""
+                end = time.thread_time() + 0.25
+                while time.thread_time() < end:
+                    if recorder.writer.is_starving():
+                        return True
+                return False
+
             async with storage.create_task("reach") as task:
                 await task.flush()
-                recorder.writer._rested = -3600.0
-                assert not recorder.writer.is_starving()
-                disk.gate.clear()
-                try:
+                assert not never_rest()
+                with disk.closed():
                     await task.write({"n": 0})
                     while not recorder.writer._is_thread_at_work:
                         await anyio.lowlevel.checkpoint()
-                    assert recorder.writer.is_starving()
+                    assert never_rest()
                     assert not recorder.writer.is_starving()
-                finally:
-                    disk.gate.set()
+                    await anyio.sleep(0.05)
+                    assert not recorder.writer.is_starving()
+
+
+async def test_a_call_takes_what_it_was_given_before_others_have_their_turn(
+    tmp_path: Path,
+) -> None:
+    """Chunk and trial are those of the call, also if somebody else changes them meanwhile."""
+    from trialstore import Design
+
+    async with Storage(tmp_path / "data") as storage:
+        storage.subject_id = "p0"
+        async with storage.create_task("reach") as task:
+            chunk = np.zeros(3)
+            trial = Design().add_block().add_trial(attrs={"n": 0})
+
+            def let_others_run() -> bool:
+                chunk[:] = 1
+                trial.attrs["n"] = 1
+                return False
+
+            # Asked before each pause that lets others run; one is long due.
+            task._channel._is_starving = let_others_run
+            task._channel._yielded_ns = 0
+            await task.append("emg", chunk)
+            assert chunk.tolist() == [1, 1, 1]
+            task._channel._yielded_ns = 0
+            trial.attrs["n"] = 0
+            await task.write(trial)
+            assert trial.attrs["n"] == 1
+
+    def look() -> None:
+        reader = reader_of(tmp_path / "data")
+        assert reader.trials["n"].tolist() == [0]
+        assert reader.array("emg", trial=0).tolist() == [0, 0, 0]
+
+    await anyio.to_thread.run_sync(look)

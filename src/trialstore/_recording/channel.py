@@ -116,22 +116,23 @@ class Channel:
 
     async def write(self, trial: object) -> Receipt:
         """Accept a trial, waiting for room if the policy says so."""
-        if time.monotonic_ns() - self._yielded_ns > _YIELD_AFTER_NS:
-            await self._breathe()
         began = time.perf_counter_ns()
         now = (time.time_ns(), time.monotonic_ns())
         taken = self._snapshot(trial, now)
         size = taken.size
-        if not self._queue.has_room(size):
+        if self._queue.has_room(size):
+            if now[1] - self._yielded_ns <= _YIELD_AFTER_NS:
+                return self._accept(taken, size, now, began)
+        else:
             self._queue.require_possible(size)
             if self._on_full != "wait":
+                await self._breathe()
                 return self._refuse_trial(size)
-            self._tally.note_hold(time.perf_counter_ns() - began)
-            await self._reserve(size, lambda: intake.check_unstreamed(taken.parts, self._open))
-            began = time.perf_counter_ns()
-            now = (time.time_ns(), time.monotonic_ns())
-            return self._accept(taken, size, now, began, reserved=True)
-        return self._accept(taken, size, now, began)
+        self._tally.note_hold(time.perf_counter_ns() - began)
+        await self._reserve(size, lambda: intake.check_unstreamed(taken.parts, self._open))
+        began = time.perf_counter_ns()
+        now = (time.time_ns(), time.monotonic_ns())
+        return self._accept(taken, size, now, began, reserved=True)
 
     def write_nowait(self, trial: object) -> Receipt:
         """Accept a trial now or raise QueueFull."""
@@ -179,23 +180,24 @@ class Channel:
 
     async def append(self, name: str, chunk: object) -> None:
         """Accept a chunk of the open trial, waiting for room if the policy says so."""
-        if time.monotonic_ns() - self._yielded_ns > _YIELD_AFTER_NS:
-            await self._breathe()
         began = time.perf_counter_ns()
         name, array, layout, ordinal, length = self._check(name, chunk)
         size = array.nbytes + ITEM_OVERHEAD
         if self._queue.has_room(size):
             where = self.slabs.copy(array)
             item = self._item(name, ordinal, layout, where, array.nbytes, length)
-            self._accept_chunk(item, size, began)
-            return
-        self._queue.require_possible(size)
-        if self._on_full != "wait":
-            self._refuse_chunk(name, size)
-            return
-        # Not into a slab: what is cancelled while it waits would take up room there.
-        where = memoryview(opaque(array).tobytes()), 0
-        item = self._item(name, ordinal, layout, where, array.nbytes, length)
+            if item.monotonic_ns - self._yielded_ns <= _YIELD_AFTER_NS:
+                self._accept_chunk(item, size, began)
+                return
+        else:
+            self._queue.require_possible(size)
+            if self._on_full != "wait":
+                await self._breathe()
+                self._refuse_chunk(name, size)
+                return
+            # Not into a slab: what is cancelled while it waits would take up room there.
+            where = memoryview(opaque(array).tobytes()), 0
+            item = self._item(name, ordinal, layout, where, array.nbytes, length)
         self._tally.note_hold(time.perf_counter_ns() - began)
         await self._reserve(size, lambda: self._renumber(item))
         self._accept_chunk(item, size, time.perf_counter_ns(), reserved=True)
@@ -283,7 +285,7 @@ class Channel:
     # --- room -------------------------------------------------------------------------------------
 
     async def _breathe(self) -> None:
-        """Be a checkpoint, before anything else: a cancelled call has taken nothing."""
+        """Be a checkpoint; what the call is about was taken before, and is not accepted yet."""
         if self._is_starving():
             await anyio.sleep(_BREATH)
         else:
@@ -291,9 +293,20 @@ class Channel:
         self._yielded_ns = time.monotonic_ns()
 
     async def _reserve(self, size: int, check_again: Callable[[], None]) -> None:
-        """Wait for room, then check again what was true before; if it is not, keep nothing."""
-        self._notify()
-        await self._queue.reserve(self.lane, size)
+        """Count room at once or wait for it, then check again what was true before.
+
+        Guarantee: if this raises, also by cancellation, nothing is counted.
+        """
+        if self._queue.has_room(size):
+            self._queue.count(size)
+            try:
+                await self._breathe()
+            except BaseException:
+                self._queue.release(size)
+                raise
+        else:
+            self._notify()
+            await self._queue.reserve(self.lane, size)
         try:
             self.lifecycle.require_open()
             check_again()

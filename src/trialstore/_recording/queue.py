@@ -129,14 +129,18 @@ class BoundedQueue:
 
     def put(self, lane: Lane, item: Item, size: int) -> None:
         """Add an item for which there is room (or an end record, which always goes in)."""
-        self.used = used = self.used + size
-        if used > self.peak:
-            self.peak = used
+        self.count(size)
         lane.add(item, size)
 
     def put_reserved(self, lane: Lane, item: Item, size: int) -> None:
-        """Add an item for which `reserve` has counted the bytes already."""
+        """Add an item whose bytes were counted already, by `count` or `reserve`."""
         lane.add(item, size)
+
+    def count(self, size: int) -> None:
+        """Count bytes for which there is room, until `release`."""
+        self.used = used = self.used + size
+        if used > self.peak:
+            self.peak = used
 
     async def reserve(self, lane: Lane, size: int) -> None:
         """Wait until `size` bytes are counted for the caller, who then puts without waiting.
@@ -193,7 +197,6 @@ class BoundedQueue:
             self._lanes[0].waiters.popleft()
             self._lanes.rotate(-1)
             self._waiting -= 1
-            self.used += waiter.size
-            self.peak = max(self.peak, self.used)
+            self.count(waiter.size)
             waiter.served = True
             waiter.ready.set()
