@@ -282,9 +282,9 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "reading tables back before they are renamed into place",
-        "_publishing/task.py",
-        "        if read_file(hidden) != data:\n",
-        "        if not data:\n",
+        "_publishing/rows.py",
+        "    if read_file(hidden) != data:\n",
+        "    if not data:\n",
         "test_safety::test_what_does_not_read_back_is_not_published",
     ),
     Mutation(
@@ -312,7 +312,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "telling what was refused no later than what came after it",
-        "_recording/writer.py",
+        "_recording/job.py",
         "        self.losses += self.channel.take_losses()\n",
         "",
         "test_queue::test_a_refusal_is_on_disk_before_what_came_after_it",
@@ -333,7 +333,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "checking a table before it is published again",
-        "_publishing/task.py",
+        "_publishing/rows.py",
         "        trials = manifest.read_described(folder, base, layout.TRIALS)\n",
         "        trials = read_file(folder / layout.TRIALS)\n",
         "test_safety::test_a_table_that_changes_while_recording_is_not_published",

@@ -9,18 +9,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import time
 import uuid
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
 from trialstore._errors import DamagedData, PublishFailed, StorageError
-from trialstore._ondisk import chunks, layout, manifest, recovery
+from trialstore._ondisk import layout, manifest, recovery
 from trialstore._ondisk.checksum import crc32
 from trialstore._ondisk.disk import current, read_file
 from trialstore._ondisk.entries import CleanEnd
@@ -28,48 +25,22 @@ from trialstore._ondisk.lock import acquire, holder
 from trialstore._ondisk.losses import Loss
 from trialstore._ondisk.manifest import ArrayRecord, Manifest
 from trialstore._ondisk.replay import Replay
-from trialstore._ondisk.samples import read_chunks, run_at
-from trialstore._ondisk.table import Table, check_columns, parse_timing, render_timing
 from trialstore._publishing.arrays import ArrayBuilder
-from trialstore._publishing.hdf5 import ArrayFileWriter
+from trialstore._publishing.interrupted import keep_uncommitted
+from trialstore._publishing.rows import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from trialstore._ondisk.lock import Lock
-    from trialstore._ondisk.samples import ChunkRef, JournalTrial
+    from trialstore._ondisk.samples import JournalTrial
 
 #: Begins the token in the names of the files that a publisher builds, and of no others.
 _PUBLISHER: Final = "publisher-"
 _KILLED: Final = (
     "the recorder ended without closing the task (it was killed, or the computer stopped)"
 )
-
-
-@dataclass(slots=True)
-class _Rows:
-    """The rows and times of all trials so far."""
-
-    table: Table = field(default_factory=Table)
-    timing: list[tuple[int, int, int, int | None]] = field(default_factory=list)
-    lost: list[int] = field(default_factory=list)
-
-    def add(self, trial: JournalTrial) -> None:
-        if trial.index < len(self.table):
-            # A segment came back from a disk that had not been there: its lines are taken.
-            raise PublishFailed(f"trial {trial.index} was lost and has come back: begin again")
-        while len(self.table) < trial.index:
-            self.skip()
-        commit = trial.commit
-        self.table.add(commit.row)
-        times = (commit.unix_ns, commit.monotonic_ns, commit.first_unix_ns)
-        self.timing.append((trial.index, *times))
-
-    def skip(self) -> None:
-        """Keep an empty line for a trial whose row is lost: row numbers name the datasets."""
-        self.lost.append(len(self.table))
-        self.table.add([])
 
 
 class TaskPublisher:
@@ -107,7 +78,7 @@ class TaskPublisher:
         self._fallbacks = tuple(fallbacks)
         self._disk = current()
         self._token = _PUBLISHER + uuid.uuid4().hex[:12]
-        self._rows = _Rows()
+        self._rows = Rows()
         self._arrays: dict[str, ArrayBuilder] = {}
         self._losses: list[Loss] = []
         self._waiting: deque[JournalTrial] = deque()
@@ -123,13 +94,7 @@ class TaskPublisher:
     def _take_base(self, base: Manifest) -> None:
         """Begin with what was published before the task was resumed."""
         folder = self._journal / layout.BASE
-        columns = check_columns(base.columns, base.trials)
-        # Checked: what was damaged since must not be published again with a fresh checksum.
-        trials = manifest.read_described(folder, base, layout.TRIALS)
-        timing = manifest.read_described(folder, base, layout.TIMING)
-        self._rows.table = Table.from_csv(trials, columns, base.trials)
-        self._rows.timing = list(parse_timing(timing))
-        self._rows.lost = list(base.lost)
+        self._rows = Rows.of_base(folder, base)
         self._losses = list(base.losses)
         for name, record in base.arrays.items():
             self._arrays[name] = self._builder(name, record)
@@ -193,7 +158,7 @@ class TaskPublisher:
             If the journal claims trials without measure; it stays, and the task reads from it.
         """
         before = 0 if self._base is None else len(self._base.lost)
-        missing = len(self._rows.lost) - before + trials - len(self._rows.table)
+        missing = len(self._rows.lost) - before + trials - len(self._rows)
         if missing > self._replay.room:
             raise PublishFailed(
                 f"{str(self._journal)!r} claims {trials} trials, of which {missing} are not there: "
@@ -239,32 +204,9 @@ class TaskPublisher:
 
     def refresh(self) -> None:
         """Let a person look: put ``trials.csv`` in place as far as it goes."""
-        if len(self._rows.table) == self._rows_shown:
+        if len(self._rows) == self._rows_shown:
             return
-        self._write_table()
-        self._rows_shown = len(self._rows.table)
-
-    def _write_table(self) -> dict[str, dict[str, int]]:
-        timing = render_timing(self._rows.timing)
-        return {
-            layout.TRIALS: self._write_checked(layout.TRIALS, self._rows.table.render()),
-            layout.TIMING: self._write_checked(layout.TIMING, timing),
-        }
-
-    def _write_checked(self, name: str, data: bytes) -> dict[str, int]:
-        """Write a file beside, sync it, read it back, rename it into place."""
-        hidden = self.folder / layout.building_name(name, self._token)
-        self._disk.remove(hidden)
-        fd = self._disk.create(hidden)
-        try:
-            self._disk.write(fd, [data])
-            self._disk.sync(fd)
-        finally:
-            self._disk.close(fd)
-        if read_file(hidden) != data:
-            raise PublishFailed(f"{str(hidden)!r} reads back differently")
-        self._disk.replace(hidden, self.folder / name)
-        return {"size": len(data), "crc32": crc32(data)}
+        self._put_tables_in_place()
 
     def publish(self) -> int:
         """Publish everything durable so far while recording goes on; return the number of trials.
@@ -279,9 +221,9 @@ class TaskPublisher:
         with self._publishing():
             described = self._described()
             self._put_in_place(described)
-            described.trials = len(self._rows.table)
+            described.trials = len(self._rows)
             self._disk.write_file(self.folder / layout.MANIFEST, described.encode())
-        return len(self._rows.table)
+        return len(self._rows)
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -357,11 +299,11 @@ class TaskPublisher:
         while self._undecided:
             self._take(self._undecided.popleft())
         self._require_room(self._replay.count)
-        while len(self._rows.table) < self._replay.count:
+        while len(self._rows) < self._replay.count:
             self._rows.skip()
         self.build(2**63)
         with self._publishing():
-            self._keep_uncommitted()
+            self._losses += keep_uncommitted(self._disk, self.folder, self._replay, self._token)
             described = self._described()
             self._put_in_place(described)
             self._describe_end(described)
@@ -396,7 +338,7 @@ class TaskPublisher:
         described.sessions = list(dict.fromkeys([*described.sessions, *self._replay.sessions]))
         described.columns = self._rows.table.kinds()
         described.lost = list(self._rows.lost)
-        described.trials = len(self._rows.table)
+        described.trials = len(self._rows)
         for name, builder in self._arrays.items():
             described.arrays[name] = builder.record
         known = set(self._losses)
@@ -413,15 +355,19 @@ class TaskPublisher:
             path = layout.array_path(self.folder, name)
             if path.exists():
                 described.files[path.name] = {"size": path.stat().st_size, "crc32": 0}
-        described.files.update(self._write_table())
-        self._rows_shown = len(self._rows.table)
+        described.files.update(self._put_tables_in_place())
+
+    def _put_tables_in_place(self) -> dict[str, dict[str, int]]:
+        files = self._rows.put_in_place(self._disk, self.folder, self._token)
+        self._rows_shown = len(self._rows)
+        return files
 
     def _describe_end(self, described: Manifest) -> None:
         end = self._replay.end
         if end is None:
             timing = self._rows.timing
             last = timing[-1] if timing else (0, time.time_ns(), 0, None)
-            end = CleanEnd(len(self._rows.table), "interrupted", _KILLED, last[1], last[2])
+            end = CleanEnd(len(self._rows), "interrupted", _KILLED, last[1], last[2])
         described.status = "interrupted" if end.status == "interrupted" else "complete"
         described.traceback = end.traceback
         described.statistics = end.statistics
@@ -435,53 +381,6 @@ class TaskPublisher:
                 data = read_file(path)
                 found[path.name] = {"size": len(data), "crc32": crc32(data)}
         return found
-
-    def _keep_uncommitted(self) -> None:
-        """Put chunks of uncommitted trials into ``interrupted/``, named by trial and session."""
-        by_array: dict[str, list[tuple[str, int, list[ChunkRef]]]] = {}
-        for (session, trial), arrays in self._replay.uncommitted().items():
-            for name, refs in arrays.items():
-                by_array.setdefault(name, []).append((f"{trial}_{session.hex()[:8]}", trial, refs))
-        if not by_array:
-            return
-        folder = self.folder / layout.INTERRUPTED
-        layout.check_no_links(self.folder, folder)
-        self._disk.make_folder(folder)
-        for name, loose in by_array.items():
-            target = layout.array_path(folder, name)
-            hidden = folder / layout.building_name(target.name, self._token)
-            self._disk.remove(hidden)
-            if target.exists():
-                self._disk.write_file(hidden, read_file(target))
-            with ArrayFileWriter(hidden, mode="a") as file:
-                for key, trial, refs in loose:
-                    self._write_loose(file, key, trial, refs, name)
-            fd = os.open(hidden, os.O_RDWR)
-            try:
-                self._disk.sync(fd)
-            finally:
-                self._disk.close(fd)
-            self._disk.replace(hidden, target)
-
-    def _write_loose(
-        self, file: ArrayFileWriter, key: str, trial: int, refs: list[ChunkRef], name: str
-    ) -> None:
-        if file.has(key):
-            return
-        try:
-            found = list(read_chunks(refs, trial, name))
-        except DamagedData as error:
-            path = "" if error.path is None else f"{layout.JOURNAL}/{error.path.name}"
-            what = f"chunks of {name!r} of the open trial"
-            self._losses.append(Loss((trial,), what, "damaged", path, None, str(error)))
-            return
-        whole = chunks.join([chunk.data for chunk in found], self._stack_axis(refs))
-        stamps = np.array([tuple(chunk.stamp) for chunk in found], np.int64)
-        file.write(key, whole.shape, whole.dtype, [(None, whole)])
-        file.write_group("timing", key, stamps)
-
-    def _stack_axis(self, refs: list[ChunkRef]) -> int:
-        return run_at(refs[0])[0].layout.stack_axis
 
     def _remove_journal(self, lock: Lock) -> None:
         """Move the journal out of sight in one step, then delete it piece by piece.

@@ -17,6 +17,7 @@ import numpy as np
 
 from trialstore._errors import DamagedData, FormatError, StorageError, printable
 from trialstore._ondisk.chunks import nbytes
+from trialstore._reading.selection import hyperslab, without_metadata
 
 if TYPE_CHECKING:
     import os
@@ -221,7 +222,7 @@ class ArrayFile:
                 array = np.empty(shape, dtype)
                 memory, chosen = h5py.h5s.ALL, h5py.h5s.ALL
             else:
-                start, count, step = _hyperslab(selection, shape, name)
+                start, count, step = hyperslab(selection, shape, name)
                 array = np.empty(count, dtype)
                 memory, chosen = h5py.h5s.create_simple(count), dataset.get_space()
                 if array.size:
@@ -343,7 +344,7 @@ class ArrayFile:
             if described.hasobject:
                 raise self._refused(name, "holds text of any length, references or Python objects")
             memory_type = h5py.h5t.py_create(described)
-            self._last_type = (stored, _without_metadata(described), memory_type)
+            self._last_type = (stored, without_metadata(described), memory_type)
         return self._last_type[1:]
 
     def _check_size(self, dataset: Any, storage: Any | None, name: str, declared: int) -> None:
@@ -423,43 +424,6 @@ def _opened(path: Path) -> Any:
         return h5py.File(path, "r", locking=False)
     except ValueError:
         return h5py.File(path, "r")
-
-
-def _hyperslab(
-    selection: tuple[slice, ...], shape: tuple[int, ...], name: str
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Start, count and step along every axis."""
-    if len(selection) > len(shape):
-        raise StorageError(f"selection of {len(selection)} axes from {name!r} of shape {shape}")
-    rest = (slice(None),) * (len(shape) - len(selection))
-    ranges = [
-        range(*chosen.indices(length))
-        for chosen, length in zip((*selection, *rest), shape, strict=True)
-    ]
-    if any(axis.step < 1 for axis in ranges):
-        raise StorageError(f"selection from {name!r} runs backwards: {selection!r}")
-    return (
-        tuple(axis.start for axis in ranges),
-        tuple(len(axis) for axis in ranges),
-        tuple(axis.step for axis in ranges),
-    )
-
-
-def _without_metadata(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Drop h5py's notes on a dtype (encoding, enum, opaque); `numpy.save` warns about them."""
-    if dtype.names is not None:
-        return np.dtype(
-            {
-                "names": dtype.names,
-                "formats": [_without_metadata(dtype[name]) for name in dtype.names],
-                "offsets": [dtype.fields[name][1] for name in dtype.names] if dtype.fields else [],
-                "itemsize": dtype.itemsize,
-            }
-        )
-    if dtype.subdtype is not None:
-        base, shape = dtype.subdtype
-        return np.dtype((_without_metadata(base), shape))
-    return np.dtype(dtype.str)
 
 
 def _text(error: Exception) -> str:

@@ -296,6 +296,11 @@ class Channel:
         """Count room at once or wait for it, then check again what was true before.
 
         Guarantee: if this raises, also by cancellation, nothing is counted.
+
+        Raises
+        ------
+        StorageError
+            If the task was closed meanwhile, or what is to be taken does not fit it any more.
         """
         if self._queue.has_room(size):
             self._queue.count(size)

@@ -38,7 +38,7 @@ from trialstore._recording.ownership import Ownership
 from trialstore.design import ArrayInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from trialstore._ondisk.disk import Disk
@@ -318,3 +318,32 @@ def _set_published_aside(place: Place, folder: Path, lock: Lock) -> Lock:
         lock.release()  # the caller knows only the one before
         raise
     return lock
+
+
+class Prepared:
+    """A task being opened in the thread, and who it belongs to in the end."""
+
+    def __init__(self, prepare: Callable[[], Opened]) -> None:
+        self._prepare = prepare
+        self._opened: Opened | None = None
+        self._is_unwanted = False
+
+    def run(self) -> None:
+        """Open the task; let go of it at once if nobody waits any more."""
+        self._opened = self._prepare()
+        if self._is_unwanted:
+            self._let_go()
+
+    def take(self, *, is_wanted: bool) -> Opened | None:
+        """Return the opened task; otherwise see that it is let go of, now or when it comes."""
+        if is_wanted and self._opened is not None:
+            return self._opened
+        self._is_unwanted = True
+        self._let_go()
+        return None
+
+    def _let_go(self) -> None:
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.journal.close()
+            opened.lock.release()

@@ -13,15 +13,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
-import anyio.lowlevel
 
 from trialstore._errors import StorageError
 from trialstore._ondisk import disk as disk_port
 from trialstore._recording.channel import Channel
 from trialstore._recording.claims import Place
 from trialstore._recording.closing import Closing, end_of
+from trialstore._recording.insisting import insist
 from trialstore._recording.lifecycle import Lifecycle, State
-from trialstore._recording.opening import prepare_root
+from trialstore._recording.opening import Prepared, prepare_root
 from trialstore._recording.publication import Publication
 from trialstore._recording.queue import BoundedQueue
 from trialstore._recording.space import SpaceWatch
@@ -31,15 +31,14 @@ from trialstore._recording.worker import Worker
 from trialstore._recording.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from trialstore._recording.channel import OnFull
+    from trialstore._recording.insisting import Spawn
     from trialstore._recording.opening import Opened
     from trialstore._recording.publisher import Publisher
     from trialstore._recording.trouble import Trouble
-
-    Spawn = Callable[[Callable[[], Coroutine[Any, Any, None]]], object]
 
 # anyio loads its part for asyncio when a loop first asks: 5 to 35 ms in which that loop stands
 # still.
@@ -162,48 +161,11 @@ class Recorder:
         return self._owner is not None and self._owner.done()
 
     async def insist(self, function: Callable[[], Awaitable[None]]) -> None:
-        """Run `function` to its end, in a task of its own, whatever happens to the caller.
+        """Run `function` to its end, whatever happens to the caller; see `insisting.insist`."""
+        await insist(function, self._spawn, self._shut_down)
 
-        A shield keeps anyio's cancellation out, but asyncio's own (``asyncio.timeout``, a second
-        Ctrl-C) passes it. A caller that is cancelled meanwhile gets its cancellation afterwards.
-        """
-        done = anyio.Event()
-        failure: BaseException | None = None
-        has_begun = False
-
-        async def body() -> None:
-            nonlocal failure, has_begun
-            has_begun = True
-            try:
-                with anyio.CancelScope(shield=True):
-                    await function()
-            except Exception as error:  # noqa: BLE001 - raised again in the caller
-                failure = error
-            except BaseException as error:  # noqa: BLE001 - raised again in the caller
-                # Cancelled in spite of the shield: the whole loop is being torn down. What nobody
-                # will write any more is written here and now.
-                failure = error
-                self.abandon("the event loop was shut down")
-            finally:
-                done.set()
-
-        self._spawn(body)
-        interruption: BaseException | None = None
-        with anyio.CancelScope(shield=True):
-            while not done.is_set():
-                try:
-                    if interruption is None or has_begun:
-                        await done.wait()
-                    else:
-                        await anyio.lowlevel.checkpoint()
-                        if not has_begun:
-                            # The task was cancelled before its first step, and will have none.
-                            self.abandon("the event loop was shut down")
-                            break
-                except (anyio.get_cancelled_exc_class(), KeyboardInterrupt) as error:
-                    interruption = error
-        if failure is not None or interruption is not None:
-            raise failure or interruption  # type: ignore[misc] # one of them is there
+    def _shut_down(self) -> None:
+        self.abandon("the event loop was shut down")
 
     async def close(self, failure: BaseException | None) -> list[StorageError]:
         """Close every open task, then everything else; return what went wrong."""
@@ -288,7 +250,7 @@ class Recorder:
             Of `prepare`; or if the disk does not answer within `close_timeout`.
         """
         self.lifecycle.require_open()
-        prepared = _Prepared(prepare)
+        prepared = Prepared(prepare)
         try:
             with anyio.move_on_after(self.close_timeout, shield=True):
                 await self.call(prepared.run)
@@ -396,7 +358,7 @@ class Recorder:
             if not self.writer.stopped.is_set():
                 raise
             # The writer was ended from outside, by a second Ctrl-C: there will be no other.
-            self.abandon("the event loop was shut down")
+            self._shut_down()
         finally:
             self._finished.add(channel.statistics())
             channel.lifecycle.state = State.CLOSED
@@ -461,35 +423,6 @@ class Recorder:
     async def call(self, function: Callable[[], T]) -> T:
         """Run a blocking function in the recorder's thread."""
         return await self._worker.call(function)
-
-
-class _Prepared:
-    """A task being opened in the thread, and who it belongs to in the end."""
-
-    def __init__(self, prepare: Callable[[], Opened]) -> None:
-        self._prepare = prepare
-        self._opened: Opened | None = None
-        self._is_unwanted = False
-
-    def run(self) -> None:
-        """Open the task; let go of it at once if nobody waits any more."""
-        self._opened = self._prepare()
-        if self._is_unwanted:
-            self._let_go()
-
-    def take(self, *, is_wanted: bool) -> Opened | None:
-        """Return the opened task; otherwise see that it is let go of, now or when it comes."""
-        if is_wanted and self._opened is not None:
-            return self._opened
-        self._is_unwanted = True
-        self._let_go()
-        return None
-
-    def _let_go(self) -> None:
-        opened, self._opened = self._opened, None
-        if opened is not None:
-            opened.journal.close()
-            opened.lock.release()
 
 
 _living: weakref.WeakSet[Recorder] = weakref.WeakSet()
