@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -17,9 +17,6 @@ from tests.conftest import wait_until
 from tests.helpers import open_task, reader_of
 from trialstore import PublishFailed, Storage
 from trialstore._ondisk import layout
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 
@@ -183,6 +180,38 @@ async def test_hidden_files_of_a_dead_publisher_are_cleared(tmp_path: Path) -> N
         async with storage.resume_task("reach") as task:
             await task.write({"n": 2})
     assert (outside / "precious").read_text() == "x"
+
+
+async def test_a_new_recording_in_the_place_of_a_failed_one_is_published(tmp_path: Path) -> None:
+    """Also by a child that was about to try the one before again: it begins anew."""
+    from trialstore._publishing.service import Service
+
+    folder = tmp_path / "data/p0/reach"
+    session = ""
+
+    def publish() -> None:
+        with Path(os.devnull).open("rb") as pipe:
+            service = Service(pipe)
+        try:
+            before = {"do": "follow", "task": str(folder), "session": "00" * 16}
+            service._obey(before)
+            service._obey({**before, "session": session})
+            service._obey({**before, "do": "close", "request": 1, "session": session})
+            assert not (folder / "journal").exists()
+        finally:
+            for task in list(service._tasks):
+                service._forget(task)
+
+    async with Storage(tmp_path / "data", keep_journal=True) as storage:
+        storage.subject_id = "p0"
+        async with storage.create_task("reach") as task:
+            await task.write({"n": 0})
+            session = task._channel.journal.session
+    # As its recorder left it, and no child has seen it.
+    (folder / "manifest.json").unlink()
+    await anyio.to_thread.run_sync(publish)
+    reader = reader_of(tmp_path / "data")
+    assert reader.trials["n"].tolist() == [0]
 
 
 async def test_a_late_publisher_does_not_touch_a_newer_journal(tmp_path: Path) -> None:
