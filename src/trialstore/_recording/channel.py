@@ -126,7 +126,7 @@ class Channel:
         else:
             self._queue.require_possible(size)
             if self._on_full != "wait":
-                await self._breathe()
+                await self._breathe_before_refusing()
                 return self._refuse_trial(size)
         self._tally.note_hold(time.perf_counter_ns() - began)
         await self._reserve(size, lambda: intake.check_unstreamed(taken.parts, self._open))
@@ -184,6 +184,7 @@ class Channel:
         name, array, layout, ordinal, length = self._check(name, chunk)
         size = array.nbytes + ITEM_OVERHEAD
         if self._queue.has_room(size):
+            # Cancelled in its pause, it leaves a hole there until its neighbours are durable.
             where = self.slabs.copy(array)
             item = self._item(name, ordinal, layout, where, array.nbytes, length)
             if item.monotonic_ns - self._yielded_ns <= _YIELD_AFTER_NS:
@@ -192,7 +193,7 @@ class Channel:
         else:
             self._queue.require_possible(size)
             if self._on_full != "wait":
-                await self._breathe()
+                await self._breathe_before_refusing()
                 self._refuse_chunk(name, size)
                 return
             # Not into a slab: what is cancelled while it waits would take up room there.
@@ -291,6 +292,12 @@ class Channel:
         else:
             await anyio.lowlevel.checkpoint()
         self._yielded_ns = time.monotonic_ns()
+
+    async def _breathe_before_refusing(self) -> None:
+        """Let others run who make room, now and then; a task closed meanwhile refuses nothing."""
+        if time.monotonic_ns() - self._yielded_ns > _YIELD_AFTER_NS:
+            await self._breathe()
+            self.lifecycle.require_open()
 
     async def _reserve(self, size: int, check_again: Callable[[], None]) -> None:
         """Count room at once or wait for it, then check again what was true before.
