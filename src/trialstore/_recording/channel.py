@@ -242,8 +242,20 @@ class Channel:
         length: int,
     ) -> ChunkItem:
         """Make the item of a chunk that was copied; accepting it changes the open trial."""
-        place = (name, self.next_trial, ordinal, layout, *where, nbytes, length)
-        return ChunkItem(*place, time.time_ns(), time.monotonic_ns())
+        memory, start = where
+        unix_ns, monotonic_ns = time.time_ns(), time.monotonic_ns()
+        return ChunkItem(
+            name,
+            self.next_trial,
+            ordinal,
+            layout,
+            memory,
+            start,
+            nbytes,
+            length,
+            unix_ns,
+            monotonic_ns,
+        )
 
     def _place(self, name: str, array: NDArray[Any]) -> tuple[Layout, int]:
         """Layout of a chunk, and how many chunks of its array are before it in the open trial."""

@@ -129,7 +129,9 @@ class BoundedQueue:
 
     def put(self, lane: Lane, item: Item, size: int) -> None:
         """Add an item for which there is room (or an end record, which always goes in)."""
-        self.count(size)
+        self.used = used = self.used + size  # as `count`, without the call
+        if used > self.peak:
+            self.peak = used
         lane.add(item, size)
 
     def put_reserved(self, lane: Lane, item: Item, size: int) -> None:
