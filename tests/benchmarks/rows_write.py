@@ -19,6 +19,8 @@ from tests.benchmarks.process import measure
 from tests.benchmarks.rows_loop import require_right
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -42,14 +44,14 @@ def capture(
 
     Raw may be held to a `pace`, in MB/s.
     """
-    writer = {
+    writers: dict[str, Callable[[Path, Device, int, float], int]] = {
         "trialstore": _capture_ours,
         "raw": partial(_capture_raw, pace=pace),
         "h5py": _capture_h5py,
         "copy": _capture_nothing,
-    }[who]
+    }
     began = time.perf_counter()
-    stored = writer(Path(folder), Device(samples), nbytes, began + seconds)
+    stored = writers[who](Path(folder), Device(samples), nbytes, began + seconds)
     took = time.perf_counter() - began
     return {"mb_per_s": stored / took / 1e6, "bytes": stored, "seconds": took}
 
