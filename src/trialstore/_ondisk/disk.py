@@ -213,7 +213,8 @@ class Disk:
     def link(self, source: Path, target: Path) -> None:
         """Let `target` keep the present bytes of `source`, which is only ever replaced by rename.
 
-        A hard link costs nothing; where the file system has none (exFAT), the bytes are copied.
+        A hard link costs nothing; where the file system has none (exFAT), or the system cannot make
+        one without following links, the bytes are copied.
         """
         self.remove(target)
         try:

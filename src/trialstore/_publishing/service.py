@@ -108,8 +108,8 @@ class Service:
         number = request if isinstance(request, int) else None
         if self._told.get(folder, message).get("session") != message.get("session"):
             # Overwritten or resumed, after what came before could not be published: one that was
-            # begun again for that knows another journal. Found by a test that failed once in 100:
-            # it took the new recording for another's, and left it alone.
+            # begun again for that knows another journal. Found by a test that failed once: it
+            # took the new recording for another's, and left it alone.
             self._drop(folder)
         self._told[folder] = message
         self._again.pop(folder, None)
