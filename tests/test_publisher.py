@@ -17,6 +17,7 @@ from tests.conftest import wait_until
 from tests.helpers import open_task, reader_of
 from trialstore import PublishFailed, Storage
 from trialstore._ondisk import layout
+from trialstore._ondisk.lock import acquire
 
 pytestmark = pytest.mark.anyio
 
@@ -212,6 +213,34 @@ async def test_a_new_recording_in_the_place_of_a_failed_one_is_published(tmp_pat
     await anyio.to_thread.run_sync(publish)
     reader = reader_of(tmp_path / "data")
     assert reader.trials["n"].tolist() == [0]
+
+
+async def test_a_task_that_is_just_being_published_is_overwritten_after_that(
+    tmp_path: Path,
+) -> None:
+    """A publisher has the task for moments, also one that tries again: it is waited for."""
+    folder = tmp_path / "data/p0/reach"
+    async with Storage(tmp_path / "data", keep_journal=True, allow_overwrite=True) as storage:
+        storage.subject_id = "p0"
+        async with storage.create_task("reach") as task:
+            await task.write({"n": 0})
+        path = folder / layout.JOURNAL / layout.LOCK
+        lock = await anyio.to_thread.run_sync(acquire, path, "publisher")
+        worker = storage._recorder._worker
+
+        async def overwrite() -> None:
+            async with storage.create_task("reach") as task:
+                await task.write({"n": 1})
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(overwrite)
+                assert await anyio.to_thread.run_sync(wait_until, lambda: worker.busy_for > 0.1)
+                await anyio.to_thread.run_sync(lock.release)
+        finally:
+            await anyio.to_thread.run_sync(lock.release)
+    reader = await anyio.to_thread.run_sync(reader_of, tmp_path / "data")
+    assert reader.trials["n"].tolist() == [1]
 
 
 async def test_a_late_publisher_does_not_touch_a_newer_journal(tmp_path: Path) -> None:

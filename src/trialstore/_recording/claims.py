@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from trialstore._ondisk.disk import Disk
 
-#: How long a resumed task may wait for the publisher of a killed recorder to finish.
+#: How long a task that is resumed or overwritten may wait for its publisher to finish.
 PUBLISHER_PATIENCE: Final = 20.0
 _SESSION: Final = re.compile("[0-9a-f]{32}")
 
@@ -148,12 +148,24 @@ def lock_patiently(path: Path) -> Lock:
 
 
 def discard(place: Place, task: str) -> None:
-    """Move a task that may be overwritten to the trash; nothing is deleted."""
+    """Move a task that may be overwritten to the trash; nothing is deleted.
+
+    A publisher is waited for: also one that tries again what failed has the task for moments.
+
+    Raises
+    ------
+    TaskLocked
+        If a recorder has it, or a publisher for longer than `PUBLISHER_PATIENCE`.
+    StorageError
+        If the operating system refuses.
+    """
     folder = place.folder(task)
     lock_path = folder / layout.JOURNAL / layout.LOCK
-    owner = holder(lock_path)
-    if owner is not None:
-        raise TaskLocked(f"task {task!r} cannot be overwritten: in use by {owner}")
+    end = time.monotonic() + PUBLISHER_PATIENCE
+    while (owner := holder(lock_path)) is not None:
+        if owner.role == "recorder" or time.monotonic() > end:
+            raise TaskLocked(f"task {task!r} cannot be overwritten: in use by {owner}")
+        time.sleep(0.02)
     with refusals(f"task {task!r}"):
         move_to_trash(place, folder, task)
 
