@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from trialstore import DamagedData
-from trialstore._ondisk import chunks
+from trialstore._ondisk import chunks, journal
 from trialstore._ondisk.disk import Disk
 from trialstore._ondisk.entries import (
     ChunkRun,
@@ -20,6 +20,7 @@ from trialstore._ondisk.entries import (
     encode,
     layout_of,
 )
+from trialstore._ondisk.journal import Frame
 from trialstore._ondisk.replay import Replay
 from trialstore._ondisk.segments import JournalWriter
 from trialstore._ondisk.values import encode_attrs
@@ -115,6 +116,40 @@ class Recording:
     def close(self) -> None:
         """Let go of the segment, as a kill would."""
         self.journal.close()
+
+
+def frames_of(path: Path) -> list[Frame]:
+    """Return every frame of a whole segment."""
+    data = path.read_bytes()
+    session = journal.parse_header(data)
+    assert session is not None
+    read = lambda offset, length: data[offset : offset + length]  # noqa: E731
+    events = journal.scan(read, len(data), journal.salt_of(session))
+    return [event for event in events if isinstance(event, Frame)]
+
+
+def torn_batch(folder: Path) -> Recording:
+    """Leave two durable trials, and of a batch of three the row of the last one alone.
+
+    As a power cut may: a later page of the batch has reached the disk before the earlier ones.
+    """
+    recording = Recording(folder)
+    for number in range(2):
+        recording.trial(n=number)
+    recording.commit()
+    path = folder / "000001.segment"
+    start = path.stat().st_size
+    for number in range(2, 5):
+        recording.append("emg", np.full((1, 8), float(number)))
+        recording.trial(n=number)
+    recording.commit()
+    recording.close()
+    last = frames_of(path)[-1].offset
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(bytes(last - start))
+    (folder / "000001.witness").write_bytes(bytes(1024))  # it was never synced
+    return recording
 
 
 def six_trials(folder: Path) -> Recording:

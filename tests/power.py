@@ -143,6 +143,7 @@ def check_task(state: State, reader: TaskReader, life: Life) -> set[int]:
     """Everything that one reader gives out is what was recorded; return which trials it has."""
     hurt = {trial for loss in reader.losses for trial in loss.trials}
     assert not hurt & life.acknowledged(state.position), f"{state}: {reader.losses}"
+    assert {loss.kind for loss in reader.losses} <= {"torn"}, f"{state}: {reader.losses}"
     if "emg" in reader.array_names:
         assert (reader.info("emg").rate, reader.info("emg").unit) == (100.0, "mV"), state
     rows = reader.trials

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
 import h5py
 import numpy as np
 import pandas as pd
@@ -19,13 +20,17 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tests.helpers import open_lab
-from tests.journals import Recording, six_trials
+from tests.journals import Recording, six_trials, torn_batch
 from tests.upkeeping import cut_off, published, samples, snapshot
-from trialstore import StorageError, upkeep
+from trialstore import Storage, StorageError, TaskReader, upkeep
 from trialstore._cli.app import app
 from trialstore._cli.terminal import escaped, ranges
 from trialstore._ondisk import layout, manifest
+from trialstore._ondisk.disk import Disk
 from trialstore._publishing.service import publish_once
+from trialstore._recording.claims import Place
+from trialstore._recording.opening import resume
+from trialstore.testing import FailingDisk
 
 if TYPE_CHECKING:
     from trialstore.upkeep import Finding, TaskReport
@@ -318,6 +323,60 @@ def test_a_segment_that_was_deleted_is_missed(tmp_path: Path) -> None:
     assert named == {0, 1, 2, 3}
     assert {finding.kind for finding in report.losses} == {"missing"}
     assert (report.recovered, report.exit_code) == (0, 3)
+
+
+def test_what_was_torn_stays_torn(tmp_path: Path) -> None:
+    """Nobody was told that it was durable: so says each check, also after resuming and publishing.
+
+    What is taken up counts as durable from then on: the recorder notes what never was, once.
+    """
+    task = tmp_path / "data/p0/reach"
+    task.mkdir(parents=True)
+    torn_batch(task / layout.JOURNAL)
+    (task / layout.JOURNAL / layout.LOCK).touch()
+
+    def look(acknowledged: int) -> None:
+        report = checked(task)
+        told = [(f.trials, f.what) for f in report.findings if f.kind == "torn"]
+        assert told == [((2,), "1 trial"), ((3,), "1 trial"), ((4,), "array 'emg'")]
+        assert (report.exit_code, report.losses, report.unacknowledged) == (0, (), 3)
+        assert (report.acknowledged, report.recovered, report.damaged) == (acknowledged,) * 2 + (0,)
+        assert [loss.trials for loss in TaskReader(task).losses] == [(2,), (3,), (4,)]
+
+    async def go_on() -> None:
+        async with Storage(task.parents[1]) as storage:
+            storage.subject_id = "p0"
+            async with storage.resume_task("reach") as writer:
+                await writer.write({"n": 5})
+
+    look(2)
+    for _ in range(2):  # taken up, and cut off at once
+        opened = resume(Place(Disk(), task.parents[1], "p0", None), "reach")
+        opened.journal.close()
+        opened.lock.release()
+        look(2)
+    for count in (3, 4):  # taken up and published
+        anyio.run(go_on)
+        look(count)
+
+
+def test_a_note_of_what_is_torn_that_cannot_be_written_refuses_the_task(tmp_path: Path) -> None:
+    """It comes with the opening, or the next look would take it for a loss; then it goes on."""
+    task = tmp_path / "data/p0/reach"
+    task.mkdir(parents=True)
+    torn_batch(task / layout.JOURNAL)
+    disk = FailingDisk()
+    disk.fail("write", only="*.segment", nth=2)  # behind the header
+    with pytest.raises(StorageError, match="cannot be opened for recording"):
+        resume(Place(disk, task.parents[1], "p0", None), "reach")
+    opened = resume(Place(disk, task.parents[1], "p0", None), "reach")
+    opened.journal.close()
+    opened.lock.release()
+    assert [(loss.trials, loss.kind) for loss in TaskReader(task).losses] == [
+        ((2,), "torn"),
+        ((3,), "torn"),
+        ((4,), "torn"),
+    ]
 
 
 def test_a_journal_without_any_segment_leaves_doubt(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tests.campaign.frame import Effort
 from tests.golden import make
 from tests.journals import Recording, check, six_trials
 from trialstore import DamagedData, PublishFailed
-from trialstore._ondisk import disk, recovery, witness
+from trialstore._ondisk import disk, journal, recovery, witness
 from trialstore._ondisk import replay as replaying
 from trialstore._ondisk.disk import Disk
 from trialstore._ondisk.entries import CleanEnd, Entry, Opening, TrialCommit, encode
@@ -109,11 +109,15 @@ def accounts(folder: Path, name: str) -> list[int]:
         spans = [(d.file, d.byte_range) for d in replay.damages]
         spans += [(path.name, (start, end)) for path, start, end in replay.torn]
     file = SegmentFile(folder / name)
-    frames = sorted((whole.frame.offset, whole.frame.end) for whole in file.poll())
+    frames = [whole.frame for whole in file.poll()]
+    is_whole = [journal.payload_is_whole(file.read, frame) for frame in frames]
     file.close()
-    # A frame that is not whole may claim the beginning of the next one.
-    begins = [*(start for start, _ in frames), size][1:]
-    spans += [(name, (s, min(e, b))) for (s, e), b in zip(frames, begins, strict=True)]
+    # A frame that is not whole may claim the beginning of the next one, or of a damaged one.
+    begins = [frame.offset for frame in frames]
+    begins += [span[0] for of, span in spans if of == name and span and span[0] < span[1]]
+    for frame, whole in zip(frames, is_whole, strict=True):
+        behind = (begin for begin in begins if begin > frame.offset and not whole)
+        spans.append((name, (frame.offset, min(frame.end, *behind, size))))
     if (folder / name).read_bytes().startswith(encode_header(file.session)):
         spans.append((name, (0, HEADER_SIZE)))
     counts = np.zeros(size, int)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.journals import Recording, check, read_array, six_trials
+from tests.journals import Recording, check, frames_of, read_array, six_trials, torn_batch
 from trialstore import DamagedData, FormatError, Loss, StorageError
 from trialstore._ondisk import journal, witness
 from trialstore._ondisk.decoding import decode
@@ -65,16 +65,6 @@ def replayed(*folders: Path, base: int = 0) -> Replay:
     with Replay(folders, base) as replay:
         replay.poll()
     return replay
-
-
-def frames_of(path: Path) -> list[Frame]:
-    """Return every frame of a whole segment."""
-    data = path.read_bytes()
-    session = journal.parse_header(data)
-    assert session is not None
-    read = lambda offset, length: data[offset : offset + length]  # noqa: E731
-    events = journal.scan(read, len(data), journal.salt_of(session))
-    return [event for event in events if isinstance(event, Frame)]
 
 
 def frame_of(path: Path, kind: FrameType, number: int = 0) -> Frame:
@@ -322,6 +312,48 @@ def test_cut_at_every_byte(folder: Path, unguarded: None) -> None:
         assert hurt == set()
         assert losses, f"cut at byte {cut} of {size} in silence"
         assert all(loss.kind == "missing" and loss.byte_range for loss in losses)
+
+
+# --- a later page on the disk before an earlier one --------------------------------------------
+
+
+def test_what_nobody_was_told_of_is_torn_not_lost(folder: Path) -> None:
+    """A later page of a batch may reach the disk alone: what was before it was only accepted."""
+    torn_batch(folder)
+    replay = replayed(folder)
+    assert sorted(replay.trials) == [0, 1, 4]
+    losses = replay.losses()
+    assert [(loss.trials, loss.what) for loss in losses] == [
+        ((2,), "1 trial"),
+        ((3,), "1 trial"),
+        ((4,), "array 'emg'"),
+    ]
+    assert {loss.kind for loss in losses} == {"torn"}
+    assert {loss.evidence for loss in losses} == {
+        "durable up to frame 3, not to frame 9, which was on the disk before it"
+    }
+    assert [Loss.from_json(json.loads(json.dumps(loss.to_json()))) for loss in losses] == losses
+
+
+def test_what_was_promised_is_missing_not_torn(folder: Path) -> None:
+    """A session that began behind these numbers knew of them; nothing else tells of them now."""
+    first = Recording(folder)
+    for number in range(2):
+        first.trial(n=number)
+    first.commit()
+    first.close()
+    later = Recording(folder, after=first.journal.durable_seq, trials=4)
+    later.trial(n=4)
+    later.commit()
+    later.close()
+    for path in folder.glob("*.witness"):
+        path.unlink()
+    replay = replayed(folder)
+    assert replay.trials[4].seq > replay.synced_to
+    assert [(loss.trials, loss.kind) for loss in replay.losses()] == [
+        ((2,), "missing"),
+        ((3,), "missing"),
+    ]
 
 
 # --- damaged ----------------------------------------------------------------------------------

@@ -70,6 +70,8 @@ class Task:
     is_open: bool = False
     is_exposed: bool = False
     named: set[int] = field(default_factory=set)
+    #: Trials that a power cut took before anybody was told of them, though not what came after.
+    torn: set[int] = field(default_factory=set)
 
     def settle(self, count: int) -> None:
         """A new session has found `count` trials: these are durable now, the others are gone."""
@@ -103,7 +105,13 @@ class Task:
     def _check(self, reader: TaskReader) -> int:
         losses = reader.losses
         named = {trial for loss in losses for trial in loss.trials}
-        if losses and self.damage == "none":
+        torn = {trial for loss in losses if loss.kind == "torn" for trial in loss.trials}
+        if torn and not self.is_exposed and not torn <= self.torn:
+            raise Breach("broken", f"{self.name}: no power was cut, but {losses}")
+        if early := {trial for trial in torn - self.torn if trial < self.floor}:
+            raise Breach("broken", f"{self.name}: {early} were acknowledged, but {losses}")
+        self.torn |= torn
+        if self.damage == "none" and any(loss.kind != "torn" for loss in losses):
             raise Breach("broken", f"{self.name}: nothing was damaged, but {losses}")
         if not self.is_open and not self.named <= named:
             raise Breach("silent", f"{self.name}: {self.named - named} are no longer named")
@@ -130,6 +138,8 @@ class Task:
             found = _read(reader, name, trial)
             if isinstance(found, DamagedData):
                 if self.damage == "other" or (self.damage == "journal" and trial in named):
+                    continue
+                if trial in self.torn & named:
                     continue
                 if self.damage == "journal" and self.is_open:
                     continue  # samples are checked by nobody while a recorder is at work

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from trialstore._errors import FormatError, printable
 
 #: ``refused``: the queue was full and ``on_full="drop"``. ``damaged``: durable bytes that do not
 #: fit their checksum. ``missing``: durable frames that are not there any more, or accepted trials
 #: that the recorder could not write before it had to end. ``superseded``: frames that a recorder
-#: wrote after another had taken the task over.
-LossKind = Literal["refused", "damaged", "missing", "superseded"]
-_KINDS: frozenset[str] = frozenset(("refused", "damaged", "missing", "superseded"))
+#: wrote after another had taken the task over. ``torn``: accepted, and not yet durable when the
+#: power was cut; what was written after it had reached the disk before it.
+LossKind = Literal["refused", "damaged", "missing", "superseded", "torn"]
+_KINDS: frozenset[str] = frozenset(get_args(LossKind))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class Loss:
         Numbers of the trials concerned; empty when they have none (a refused trial gets no number).
     what : str
         What is missing, for a person: ``"1 trial"``, ``"3 chunks of 'emg'"``.
-    kind : {'refused', 'damaged', 'missing', 'superseded'}
+    kind : {'refused', 'damaged', 'missing', 'superseded', 'torn'}
         The class of the loss.
     file : str
         Name of the file concerned, relative to the task's folder; empty for a refusal.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from trialstore._ondisk.losses import Loss
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from trialstore._ondisk.segment_file import Damage
 
@@ -22,13 +22,16 @@ class Places:
     ----------
     damages : sequence of Damage
         In any order.
-    absence : Loss
-        What is said where there is no damage.
+    absence : callable
+        ``absence(trial, before)``: what is said of a trial where there is no damage before the
+        frame `before`.
     room : int
         How many trials may be named one by one, over all calls of `lost`.
     """
 
-    def __init__(self, damages: Sequence[Damage], absence: Loss, room: int) -> None:
+    def __init__(
+        self, damages: Sequence[Damage], absence: Callable[[int, int], Loss], room: int
+    ) -> None:
         self._damages = sorted(damages, key=lambda damage: damage.first_seq)
         self._firsts = [damage.first_seq for damage in self._damages]
         # The highest end so far never falls, so that it can be searched.
@@ -41,7 +44,7 @@ class Places:
         """Name a loss whose frames had numbers between `after` and `before`."""
         damage = self._between(after, before)
         if damage is None:
-            return replace(self._absence, trials=trials, what=what)
+            return replace(self._absence(trials[0], before), trials=trials, what=what)
         return _loss_by(damage, trials, what)
 
     def lost(self, first: int, end: int, after: int, before: int) -> Iterator[Loss]:
@@ -50,11 +53,11 @@ class Places:
             return
         named = min(end, first + self._room)
         self._room -= named - first
-        sample = self.loss((), "1 trial", after, before)
+        sample = self.loss((first,), "1 trial", after, before)
         for index in range(first, named):
             yield replace(sample, trials=(index,))
         if named < end:
-            yield replace(sample, what=f"{end - named} trials from {named} on")
+            yield replace(sample, trials=(), what=f"{end - named} trials from {named} on")
 
     def unexplained(self) -> list[Loss]:
         """Name damage that no loss has pointed at."""

@@ -350,11 +350,11 @@ class Replay:
             checked.
         """
         found = [loss for state in self._sessions.values() for loss in state.losses]
-        # The recorder itself could not write these, and left a note; it knows why.
-        noted = {trial for loss in found if loss.kind == "missing" for trial in loss.trials}
+        # The recorder itself could not write these, or found them torn, and left a note.
+        found, noted = _without_repetitions(found)
         found += self._superseded
         found += [_claim(file) for file in self._folders if file.claims_too_much]
-        places = Places(self._acknowledged_damages(), self._absence(), self.room)
+        places = Places(self._acknowledged_damages(), self._absence, self.room)
         expected, seq = self._base, 0
         trials = sorted(self.trials.values(), key=lambda trial: trial.index)
         for trial in trials:
@@ -362,7 +362,8 @@ class Replay:
             found += (loss for loss in lost if not noted.intersection(loss.trials))
             for name, whole in trial.whole_arrays().items():
                 if not whole:
-                    found.append(places.loss((trial.index,), f"array {name!r}", seq, trial.seq))
+                    gone = places.loss((trial.index,), f"array {name!r}", seq, trial.seq)
+                    found += () if trial.index in noted else (gone,)
                 elif check_samples and (loss := self._sample_loss(trial, name)) is not None:
                     found.append(loss)
             expected, seq = trial.index + 1, trial.seq
@@ -391,10 +392,15 @@ class Replay:
         inside = self._refused + durable
         return [d for d in inside if d.first_seq <= void.get(d.file, _INFINITY)] + found.absences
 
-    def _absence(self) -> Loss:
-        """What is said of trials that are missing without a trace."""
+    def _absence(self, trial: int, before: int) -> Loss:
+        """What is said of a trial, or those from it on, missing without a trace before a frame."""
         name = self.segments[-1].name if self._folders.files else ""
-        return Loss((), "", "missing", name, None, f"durable up to frame {self.synced_to}")
+        evidence = f"durable up to frame {self.synced_to}"
+        if trial >= self._promised() and self.synced_to < before < _INFINITY:
+            # Every frame up to the mark is there: theirs were above it, and nobody was told.
+            evidence += f", not to frame {before}, which was on the disk before it"
+            return Loss((), "", "torn", name, None, evidence)
+        return Loss((), "", "missing", name, None, evidence)
 
     def _sample_loss(self, trial: JournalTrial, name: str) -> Loss | None:
         try:
@@ -404,6 +410,14 @@ class Replay:
             file = "" if error.path is None else error.path.name
             return Loss((trial.index,), f"array {name!r}", "damaged", file, None, str(error))
         return None
+
+
+def _without_repetitions(losses: Sequence[Loss]) -> tuple[list[Loss], set[int]]:
+    """Leave out what one session noted after another; return whose trials need no other word."""
+    torn = dict.fromkeys(loss for loss in losses if loss.kind == "torn")
+    others = [loss for loss in losses if loss.kind != "torn"]
+    missing = {trial for loss in others if loss.kind == "missing" for trial in loss.trials}
+    return [*others, *torn], missing.union(*(loss.trials for loss in torn))
 
 
 def _claim(file: SegmentFile) -> Loss:

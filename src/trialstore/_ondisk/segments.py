@@ -100,10 +100,16 @@ class JournalWriter:
         """Folder for segments when the task's own cannot be written."""
         return self._fallback
 
-    def start(self) -> None:
-        """Create the first segment and the reserve; raise OSError if there can be no segment."""
+    def start(self, notes: Sequence[Entry] = ()) -> None:
+        """Create the reserve and the first segment, which begins with the opening and `notes`.
+
+        Raises
+        ------
+        OSError
+            If there can be no segment.
+        """
         self._number = max(map(_highest, (self._folder, self._fallback)))
-        self._segment = self._open(self._folder, ())
+        self._segment = self._open(self._folder, notes)
         reserve = self._folder / layout.RESERVE
         # Without it recording goes as well; a disk that is that full is warned of anyway.
         with contextlib.suppress(OSError):

@@ -19,7 +19,7 @@ from trialstore._errors import (
 )
 from trialstore._ondisk import layout, manifest, recovery
 from trialstore._ondisk.boot import boot_id
-from trialstore._ondisk.entries import Opening
+from trialstore._ondisk.entries import LossNote, Opening, encode
 from trialstore._ondisk.lock import Lock, acquire, holder
 from trialstore._ondisk.mounts import file_system_of, is_network
 from trialstore._ondisk.segments import JournalWriter
@@ -294,7 +294,9 @@ def _begin(
         hold=Ownership(folder, lock, session).hold,
     )
     place.disk.remove(journal_folder / layout.ANSWER)
-    journal.start()
+    # What is taken up counts as durable from now on: only a note can tell what never was.
+    torn = tuple(loss for loss in steps.losses if loss.kind == "torn")
+    journal.start([encode(LossNote(torn))] if torn else [])
     return Opened(
         folder, described.task, lock, journal, steps.trials, dict(arrays), tuple(fallbacks)
     )

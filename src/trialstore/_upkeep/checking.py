@@ -143,7 +143,6 @@ class _Look:
 
     def _check_published(self, described: Manifest) -> str:
         found = self._found
-        found.acknowledged = described.trials
         check_manifest_losses(described, found)
         PublishedSet(self._task, described, found).check()
         journal = self._task / layout.JOURNAL

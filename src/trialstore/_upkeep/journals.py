@@ -96,8 +96,14 @@ def place_of(file: str) -> str:
 
 
 def check_manifest_losses(described: Manifest, found: Gathering) -> None:
-    """Repeat what was known to be lost when the task was published."""
+    """Count what was acknowledged, and repeat what was lost when the task was published."""
+    found.acknowledged = described.trials - len(torn_trials(described.losses))
     _pass_on(described.losses, found)
+
+
+def torn_trials(losses: Iterable[Loss]) -> set[int]:
+    """Return the numbers that trials had of which nobody was told that they were durable."""
+    return {trial for loss in losses if loss.kind == "torn" for trial in loss.trials}
 
 
 class _Look:
@@ -118,7 +124,7 @@ class _Look:
     def check(self, *, is_recording: bool) -> None:
         replay, found = self._replay, self._found
         waiting = {t.index for t in replay.trials.values() if t.seq > replay.synced_to}
-        found.acknowledged = replay.count - len(waiting)
+        found.acknowledged = replay.count - len(waiting | torn_trials(self._losses))
         self._check_rows(waiting)
         whole = self._check_samples(waiting)
         found.survived = 0 if is_recording else len(waiting & whole)
