@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-# A slow computer is no bug: nothing is timed here.
-hypothesis.settings.register_profile("untimed", deadline=None)
+# A slow computer is no bug: nothing is timed here. Each change is held against the same examples,
+# so that it fails for what it has changed; new ones are looked for by the profile below.
+hypothesis.settings.register_profile("untimed", deadline=None, derandomize=True)
 # ``--hypothesis-profile=campaign``: for hours, not for every change.
 hypothesis.settings.register_profile("campaign", deadline=None, max_examples=10_000)
 hypothesis.settings.load_profile("untimed")
