@@ -130,7 +130,7 @@ class Machine(World):
         if task is None or said is None:
             return
         task.is_open = False
-        task.floor = len(task.serials)
+        task.end(said.get("trials", []))
         task.streamed = None
         if "error" in said and not self._is_hurt() and not self.lags:
             raise Breach("broken", f"close: {said}")

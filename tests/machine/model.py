@@ -13,6 +13,7 @@ from tests.campaign.content import attrs_of, joined
 from trialstore import DamagedData, FormatError, InvalidName, InvalidTrial
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -83,6 +84,10 @@ class Task:
         self.floor = count
         self.streamed = None
         self.is_exposed = False
+
+    def end(self, failed: Sequence[int]) -> None:
+        """The task was closed; a disk that stayed sick has cost the trials that are named."""
+        self.floor = max(self.floor, min(failed, default=len(self.serials)))
 
     # --- comparison -------------------------------------------------------------------------------
 

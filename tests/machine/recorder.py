@@ -13,14 +13,14 @@ import socket
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import anyio
 import h5py  # noqa: F401 - loaded before the fork, for those that publish in the recorder
 
 import trialstore._publishing.service  # noqa: F401 - the same
 from tests.campaign.content import SUBJECT, arrays_of, attrs_of
-from trialstore import Storage, StorageError, Trial
+from trialstore import Storage, StorageError, Trial, WriteFailed
 from trialstore.testing import FailingDisk, PowerCutDisk, use
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from trialstore.testing import Kind
 
 T = TypeVar("T")
+
+#: Which trials a recorder could not write that has ended by itself.
+FAILED: Final = "failed.json"
 
 
 def die() -> None:
@@ -136,6 +139,8 @@ class Session:
             said = await getattr(self, f"do_{name}")(**told) or {}
         except StorageError as error:
             said = {"error": type(error).__name__, "message": str(error)}
+            if isinstance(error, WriteFailed):
+                said["trials"] = error.trials
         publisher = self._storage._recorder.publisher
         return {**said, "publisher": publisher.pid, **self._levels()}
 
@@ -252,11 +257,12 @@ async def serve(line: socket.socket, root: Path, *, has_child: bool) -> None:
 
 def become(line: socket.socket, told: dict[str, Any]) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    code = 1
+    code, root = 1, Path(told["root"])
     try:
-        root = Path(told["root"])
         anyio.run(lambda: serve(line, root, has_child=told["has_child"]), backend=told["backend"])
         code = 0
+    except WriteFailed as error:  # the line is closed by now: nobody else can be told
+        (root.parent / FAILED).write_text(json.dumps(error.trials))
     finally:
         sys.stderr.flush()
         os._exit(code)

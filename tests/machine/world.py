@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine
 from tests.campaign.content import SUBJECT, TASK
 from tests.machine.driver import Died
 from tests.machine.model import Breach, Task
+from tests.machine.recorder import FAILED
 
 if TYPE_CHECKING:
     from tests.campaign.frame import Outcome
@@ -119,10 +121,19 @@ class World(RuleBasedStateMachine):
             self.world, self.reader = self.after, None
         if self.task is not None:
             if self.task.is_open and not kill:
-                self.task.floor = len(self.task.serials)
+                self.task.end(self._failed())
             self.task.is_exposed |= self.lags or was_cut
             self.task.is_open = False
             self.outcome.acknowledged += self.task.floor
+
+    def _failed(self) -> list[int]:
+        """Return the trials that the last recorder has named as not written, at its end."""
+        path = self.world / FAILED
+        failed: list[int] = json.loads(path.read_text()) if path.exists() else []
+        path.unlink(missing_ok=True)
+        if failed:
+            self.tell(f"could not write {failed}")
+        return failed
 
     def _hand_over(self) -> int:
         assert self.task is not None
