@@ -42,6 +42,7 @@ from trialstore._ondisk import chunks, disk
 from trialstore._publishing.service import publish_once
 from trialstore._publishing.task import TaskPublisher
 from trialstore._reading.current import CurrentSource
+from trialstore._reading.published import PublishedSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -278,6 +279,26 @@ def test_a_table_that_is_replaced_while_it_is_read_is_read_again(lab: Lab) -> No
     assert current.ask(question) == 4
     assert len(asked) == 2
     task.close()
+
+
+def test_a_task_that_was_published_while_it_was_looked_at_is_looked_at_again(lab: Lab) -> None:
+    """Between two looks at the manifest a journal may have been replaced by an empty one."""
+    task = lab.create()
+    record(task)
+
+    class Slow(CurrentSource):
+        looked = 0
+
+        def _up_to_date(self) -> Source:
+            source = super()._up_to_date()
+            self.looked += 1
+            if self.looked == 1:
+                task.close()
+            return source
+
+    current = Slow(task.root)
+    assert isinstance(current.get(), PublishedSource)
+    assert current.looked == 2
 
 
 def test_reading_changes_nothing_on_the_disk(lab: Lab, cut_off: Path, published: Path) -> None:

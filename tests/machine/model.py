@@ -150,7 +150,7 @@ class Task:
                     continue  # samples are checked by nobody while a recorder is at work
                 raise Breach("broken", f"{self.name}: array {name!r} of {trial}: {found}")
             if not equal(found, expected.get(name)):
-                raise Breach("wrong", f"{self.name}: array {name!r} of trial {trial}")
+                raise Breach("wrong", f"{self.name}: array {name!r} of {trial} is {found!r:.500}")
         if not expected.keys() <= set(reader.array_names) and self.damage == "none":
             raise Breach("silent", f"{self.name}: no arrays {sorted(expected)} of trial {trial}")
 

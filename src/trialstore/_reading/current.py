@@ -59,10 +59,14 @@ class CurrentSource:
                 self._forget()
                 self._stamp = stamp
             try:
-                return self._up_to_date()
+                source = self._up_to_date()
             except FileNotFoundError:
                 # The journal has just been published and taken away: the manifest says so now.
                 self._forget()
+                continue
+            # Published and being resumed since the first look, a task has a journal that is empty.
+            if self._look() == stamp:
+                return source
         if not layout.is_folder(self._folder / layout.JOURNAL):
             raise DamagedData(
                 f"the journal of {str(self._folder)!r} is gone, and its manifest does not say that "

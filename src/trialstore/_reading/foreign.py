@@ -88,6 +88,9 @@ class ForeignSource:
         with self._open(name) as file:
             return str(trial) in file.names()
 
+    def require_whole(self, name: str, trial: int) -> None:
+        """Nothing tells of what was lost."""
+
     def read(self, name: str, trial: int, window: Window | None, *, verify: bool) -> NDArray[Any]:
         del verify  # there is nothing to check against
         with self._open(name) as file:

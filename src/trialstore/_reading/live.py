@@ -148,8 +148,7 @@ class JournalSource:
     def array_names(self) -> list[str]:
         first: dict[str, int] = {}
         if self._base is not None:
-            for name in self._base.array_names():
-                first[name] = min(self._base.info(name).shapes)
+            first |= self._base.first_trials()
         for trial in self._trials():
             for name in trial.commit.arrays:
                 first.setdefault(name, trial.index)
@@ -180,6 +179,11 @@ class JournalSource:
             return self._base is not None and self._base.has(name, trial)
         found = self._replay.trials.get(trial)
         return found is not None and name in found.commit.arrays
+
+    def require_whole(self, name: str, trial: int) -> None:
+        # What is in the journal alone tells of its arrays itself: reading them raises.
+        if self._base is not None and trial < self._base_trials:
+            self._base.require_whole(name, trial)
 
     def read(self, name: str, trial: int, window: Window | None, *, verify: bool) -> NDArray[Any]:
         if trial < self._base_trials and self._base is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
 from trialstore._errors import DamagedData, StorageError
@@ -102,9 +103,25 @@ class PublishedSource:
         return 0
 
     def array_names(self) -> list[str]:
-        arrays = self._manifest.arrays
-        first = {name: min(record.trials) for name, record in arrays.items() if record.trials}
+        first = self.first_trials()
         return sorted(first, key=lambda name: first[name])
+
+    def first_trials(self) -> dict[str, int]:
+        """Return the first trial that has, or had, each array; those that none has are left out."""
+        arrays = self._manifest.arrays
+        trials = {name: [*record.trials, *self._lost(name)] for name, record in arrays.items()}
+        return {name: min(numbers) for name, numbers in trials.items() if numbers}
+
+    def _lost(self, name: str) -> dict[int, Loss]:
+        """Return the loss of each trial that had an array and has it no more."""
+        return self._losses_of.get(f"array {name!r}", {})
+
+    @functools.cached_property
+    def _losses_of(self) -> dict[str, dict[int, Loss]]:
+        found: dict[str, dict[int, Loss]] = {}
+        for loss in self._manifest.losses:
+            found.setdefault(loss.what, {}).update(dict.fromkeys(loss.trials, loss))
+        return found
 
     def declared(self) -> dict[str, ArrayInfo]:
         """Return what was said of each array, in the order of the manifest."""
@@ -139,6 +156,11 @@ class PublishedSource:
         self, name: str, trials: Sequence[int], *, verify: bool
     ) -> Iterator[NDArray[Any] | None]:
         """Yield arrays of some trials, with the file open from the first to the last."""
+        if not self._manifest.arrays[name].trials:  # all that there were are lost, and their file
+            for trial in trials:
+                self.require_whole(name, trial)
+                yield None
+            return
         with self._open(name) as file:
             if len(trials) > 1:
                 # Where the list is damaged, what can be read is read, one by one.
@@ -162,14 +184,9 @@ class PublishedSource:
         DamagedData
             If the array was lost before it could be published.
         """
-        if self.has(name, trial):
-            return
-        for loss in self._manifest.losses:
-            if trial in loss.trials and loss.kind != "refused" and repr(name) in loss.what:
-                path = self._folder / loss.file
-                raise DamagedData(
-                    f"array {name!r} of trial {trial}: {loss.evidence}", path, (trial,)
-                )
+        if not self.has(name, trial) and (loss := self._lost(name).get(trial)) is not None:
+            path = self._folder / loss.file
+            raise DamagedData(f"array {name!r} of trial {trial}: {loss.evidence}", path, (trial,))
 
     def _stored(self, name: str, trial: int) -> StoredArray:
         return self._manifest.arrays[name].trials[trial]

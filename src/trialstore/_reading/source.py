@@ -126,7 +126,7 @@ class Source(Protocol):
         ...
 
     def array_names(self) -> list[str]:
-        """Return names of arrays that some trial has."""
+        """Return names of arrays that some trial has, or had."""
         ...
 
     def info(self, name: str) -> ArraySummary:
@@ -135,6 +135,10 @@ class Source(Protocol):
 
     def has(self, name: str, trial: int) -> bool:
         """Whether a trial has an array."""
+        ...
+
+    def require_whole(self, name: str, trial: int) -> None:
+        """Raise DamagedData if an array of a trial was lost: it must not look as if never there."""
         ...
 
     def read(self, name: str, trial: int, window: Window | None, *, verify: bool) -> NDArray[Any]:

@@ -18,7 +18,6 @@ from trialstore._ondisk.checksum import crc32
 from trialstore._ondisk.disk import read_file
 from trialstore._reading.catalogue import frame_from_times
 from trialstore._reading.current import CurrentSource
-from trialstore._reading.published import PublishedSource
 from trialstore.design import Array, Trial
 
 if TYPE_CHECKING:
@@ -276,8 +275,7 @@ class TaskReader:
                 f"task {self.root.name!r} has no trial {trial!r}: it has {len(numbers)}"
             )
         if not source.has(name, trial):
-            if isinstance(source, PublishedSource):
-                source.require_whole(name, trial)
+            source.require_whole(name, trial)
             raise InvalidTrial(f"trial {trial} of task {self.root.name!r} has no array {name!r}")
 
 
@@ -334,4 +332,6 @@ def _trial(
     for name, found in arrays.items():
         if source.has(name, number):
             trial.arrays[name] = Array(next(found))
+        else:
+            source.require_whole(name, number)
     return trial
