@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -22,7 +23,7 @@ from typer.testing import CliRunner
 from tests.helpers import open_lab
 from tests.journals import Recording, six_trials, torn_batch
 from tests.upkeeping import cut_off, published, samples, snapshot
-from trialstore import Storage, StorageError, TaskReader, upkeep
+from trialstore import DamagedData, Storage, StorageError, TaskReader, upkeep
 from trialstore._cli.app import app
 from trialstore._cli.terminal import escaped, ranges
 from trialstore._ondisk import layout, manifest
@@ -323,6 +324,34 @@ def test_a_segment_that_was_deleted_is_missed(tmp_path: Path) -> None:
     assert named == {0, 1, 2, 3}
     assert {finding.kind for finding in report.losses} == {"missing"}
     assert (report.recovered, report.exit_code) == (0, 3)
+
+
+def test_a_pickle_is_checked_before_it_is_published_and_never_vouched_for(tmp_path: Path) -> None:
+    """A gain of 3 instead of 2 is a whole pickle: its own checksum tells, in every state."""
+    task = tmp_path / "data/p0/reach"
+
+    def look() -> None:
+        finding = only(checked(task).losses)
+        assert (finding.kind, finding.what) == ("damaged", "pickle 'calibration'")
+        assert (finding.file, checked(task).exit_code) == ("calibration.pkl", 3)
+        with pytest.raises(DamagedData, match="checksum"):
+            TaskReader(task).pickle("calibration")
+
+    with open_lab(task.parents[1]) as lab, lab.create("reach") as writer:
+        writer.write({"n": 1})
+        writer.pickle({"gain": 2}, "calibration")
+        assert pickle.loads((task / "calibration.pkl").read_bytes()) == {"gain": 2}
+        flip(task / "calibration.pkl", 21)
+        look()
+        for _ in range(2):
+            writer.close()
+            look()
+            described = json.loads((task / layout.MANIFEST).read_bytes())
+            assert "calibration.pkl" not in described["files"]
+            assert [loss["file"] for loss in described["losses"]] == ["calibration.pkl"]
+            writer.resume()
+            look()
+        writer.close()
 
 
 def test_what_was_torn_stays_torn(tmp_path: Path) -> None:

@@ -483,6 +483,21 @@ def test_bytes_behind_the_end_are_damage(*, trusted: bool) -> None:
         load(pickles.dumps(1) + b"\x00", trusted=trusted)
 
 
+def test_every_flipped_bit_of_a_sealed_pickle_is_noticed() -> None:
+    """A number with another value is a whole pickle, too; other programs never see the seal."""
+    data = pickles.seal(pickles.dumps({"serial": 5, "gain": np.arange(3)}))
+    assert pickle.loads(data)["serial"] == 5
+    loaded = load(data)
+    assert isinstance(loaded, dict)
+    assert loaded["serial"] == 5
+    for at in range(len(data)):
+        for bit in range(8):
+            hurt = bytearray(data)
+            hurt[at] ^= 1 << bit
+            with pytest.raises(_errors.DamagedData):
+                load(bytes(hurt))
+
+
 SEEDS = [pickles.dumps(PLAIN[name]) for name in ("nested", "structured", "zone", "multiindex")]
 
 

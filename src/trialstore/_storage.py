@@ -463,7 +463,7 @@ class TaskWriter:
         self._channel.lifecycle.require_open()
         checked = check_name(name, "pickle")
         path = pickle_path(self.root, checked)
-        data = pickles.dumps(obj)
+        data = pickles.seal(pickles.dumps(obj))
         recorder = self._recorder
 
         def store() -> None:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 import numpy as np
 
 from trialstore._errors import DamagedData, InvalidTrial, StorageError
+from trialstore._ondisk.checksum import crc32
 from trialstore._ondisk.pickle_classes import (
     Unfinished,
     Use,
@@ -47,6 +48,11 @@ if TYPE_CHECKING:
 
 #: The newest that every supported Python reads; the default of a newer Python may not be.
 PROTOCOL: Final = 5
+#: Behind the end of a pickle of ours, where every unpickler stops, stand this and a CRC-32: until a
+#: task is published nothing else tells a flipped bit from what was stored.
+_SEAL: Final = b"TRSP"
+_CRC: Final = struct.Struct("<I")
+_SEAL_SIZE: Final = len(_SEAL) + _CRC.size
 
 
 def dumps(obj: object) -> bytes:
@@ -63,6 +69,30 @@ def dumps(obj: object) -> bytes:
         raise InvalidTrial(
             f"a {type(obj).__qualname__} cannot be pickled: {error!r:.200}"
         ) from error
+
+
+def seal(data: bytes) -> bytes:
+    """Add a checksum behind a pickle; ``pickle.load`` of any program reads it as before.
+
+    Guarantee: `loads` raises DamagedData if any one bit of the pickle has changed since.
+    """
+    return data + _SEAL + _CRC.pack(crc32(data))
+
+
+def unsealed(data: bytes, path: Path) -> bytes:
+    """Return the pickle that was sealed; one of another program has no seal.
+
+    Raises
+    ------
+    DamagedData
+        If it does not fit its checksum.
+    """
+    end = max(0, len(data) - _SEAL_SIZE)
+    if not data.startswith(_SEAL, end):
+        return data
+    if data[end + len(_SEAL) :] != _CRC.pack(crc32(data[:end])):
+        raise DamagedData(f"{str(path)!r} does not fit its checksum", path)
+    return data[:end]
 
 
 def loads(data: bytes, *, trusted: bool, path: Path) -> object:
@@ -88,11 +118,12 @@ def loads(data: bytes, *, trusted: bool, path: Path) -> object:
     UntrustedPickle
         If the pickle is not trusted and needs anything else; the message names it.
     DamagedData
-        If it is cut short, is no pickle, or comes from a pandas too new for this one.
+        If it does not fit its checksum, is cut short, is no pickle, or comes from a pandas too new
+        for this one.
     StorageError
         If it needs a class that is not installed.
     """
-    stream = io.BytesIO(data)
+    stream = io.BytesIO(unsealed(data, path))
     unpickler = pickle.Unpickler(stream) if trusted else _PlainUnpickler(stream)
     try:
         obj: object = unpickler.load()

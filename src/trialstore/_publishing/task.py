@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from trialstore._errors import DamagedData, PublishFailed, StorageError
 from trialstore._ondisk import layout, manifest, recovery
-from trialstore._ondisk.checksum import crc32
-from trialstore._ondisk.disk import current, read_file
+from trialstore._ondisk.disk import current
 from trialstore._ondisk.entries import CleanEnd
 from trialstore._ondisk.lock import acquire, holder
 from trialstore._ondisk.losses import Loss
@@ -27,6 +26,7 @@ from trialstore._ondisk.manifest import ArrayRecord, Manifest
 from trialstore._ondisk.replay import Replay
 from trialstore._publishing.arrays import ArrayBuilder
 from trialstore._publishing.interrupted import keep_uncommitted
+from trialstore._publishing.pickled import vouch
 from trialstore._publishing.rows import Rows
 
 if TYPE_CHECKING:
@@ -306,10 +306,12 @@ class TaskPublisher:
         self.build(2**63)
         with self._publishing():
             self._losses += keep_uncommitted(self._disk, self.folder, self._replay, self._token)
+            pickles, damaged = vouch(self.folder)
+            self._losses += [loss for loss in damaged if loss not in self._losses]
             described = self._described()
             self._put_in_place(described)
             self._describe_end(described)
-            described.files.update(self._pickles())
+            described.files.update(pickles)
             self._disk.write_file(self.folder / layout.MANIFEST, described.encode())
 
     @contextlib.contextmanager
@@ -375,14 +377,6 @@ class TaskPublisher:
         described.statistics = end.statistics
         utc = datetime.fromtimestamp(end.unix_ns / 1e9, UTC).isoformat(timespec="milliseconds")
         described.end = {"utc": utc, "unix_ns": end.unix_ns, "monotonic_ns": end.monotonic_ns}
-
-    def _pickles(self) -> dict[str, dict[str, int]]:
-        found = {}
-        for path in sorted(self.folder.glob(f"*{layout.PICKLE_SUFFIX}")):
-            with contextlib.suppress(OSError):  # a link or a device: not ours to vouch for
-                data = read_file(path)
-                found[path.name] = {"size": len(data), "crc32": crc32(data)}
-        return found
 
     def _remove_journal(self, lock: Lock) -> None:
         """Move the journal out of sight in one step, then delete it piece by piece.

@@ -211,7 +211,7 @@ class TaskReader:
         UntrustedPickle
             If it holds anything but plain containers, NumPy and pandas objects.
         DamagedData
-            If it is cut short or was changed after publication.
+            If it is cut short or does not fit its checksum.
         """
         path = layout.pickle_path(self.root, layout.check_name(name, "pickle"))
         said = self._current.get().file_record(path.name)

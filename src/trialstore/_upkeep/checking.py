@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import unicodedata
 from typing import TYPE_CHECKING, Any, Final
@@ -11,6 +12,7 @@ from trialstore._ondisk import layout, manifest
 from trialstore._ondisk.checksum import crc32
 from trialstore._ondisk.disk import read_file
 from trialstore._ondisk.lock import holder
+from trialstore._ondisk.pickles import unsealed
 from trialstore._upkeep import clearing
 from trialstore._upkeep.discovery import find_tasks, is_journal, size_of, strangers
 from trialstore._upkeep.foreign import check_foreign
@@ -125,6 +127,7 @@ class _Look:
             found.acknowledged = described.trials
             status, is_published = "unreadable", True
         check_interrupted(task, found)
+        self._check_pickles()
         self._look_around()
         return found.report(task, status, is_published=is_published)
 
@@ -168,6 +171,18 @@ class _Look:
         if owner is None:
             self._found.remark(layout.JOURNAL, "is not published yet: 'trialstore recover' does it")
         return status
+
+    def _check_pickles(self) -> None:
+        """Check what pickles say of themselves: it is older than what the manifest says."""
+        named = {finding.file for finding in self._found.findings}
+        for path in sorted(self._task.glob(f"*{layout.PICKLE_SUFFIX}")):
+            with contextlib.suppress(OSError):  # a link or a device, or named before
+                try:
+                    unsealed(read_file(path), path)
+                except DamagedData as error:
+                    if path.name not in named:
+                        what = f"pickle {path.stem!r}"
+                        self._found.lose("damaged", (), what, path.name, None, str(error))
 
     def _look_around(self) -> None:
         found, described, task = self._found, self._described, self._task
