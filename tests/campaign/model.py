@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import hypothesis
 import hypothesis.core
+import hypothesis.errors
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.campaign.frame import CannotRun, Outcome, Row
@@ -15,8 +16,6 @@ from tests.machine.machine import machine_for
 from tests.machine.model import Breach
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.campaign.frame import Effort
 
 
@@ -46,29 +45,12 @@ def row_model(effort: Effort) -> Outcome:
     try:
         with effort.workspace(memory=True) as folder, Nursery() as nursery:
             run_state_machine_as_test(machine_for(nursery, folder, outcome), settings=settings)
-    except Breach as breach:
-        _note(outcome, breach)
-    except BaseExceptionGroup as group:  # a breach that depends on time does not always come back
-        breaches, others = group.split(Breach)
-        if others is not None or breaches is None:
+    except (Breach, BaseExceptionGroup, hypothesis.errors.FlakyStrategyDefinition):
+        if not outcome.problems:  # those the machine has told of itself
             raise
-        for found in _leaves(breaches):
-            _note(outcome, found)
     finally:
         hypothesis.core.global_force_seed = before
     return outcome
-
-
-def _note(outcome: Outcome, breach: Breach) -> None:
-    outcome.breach(breach.kind, " | ".join([str(breach), *getattr(breach, "__notes__", ())]))
-
-
-def _leaves(group: BaseExceptionGroup[Breach]) -> Iterator[Breach]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
 
 
 ROWS: Final = (

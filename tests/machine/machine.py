@@ -391,7 +391,10 @@ class Machine(World):
             raise
         finally:
             if isinstance(failure, Breach):
-                failure.add_note("; ".join(self.story))
+                # At once: one that depends on time may not come again when Hypothesis repeats it.
+                story = "; ".join(self.story)
+                failure.add_note(story)
+                self.outcome.breach(failure.kind, f"{failure} | {story}")
             self.reader = None
             if self.recorder is not None:
                 self._end(kill=True)

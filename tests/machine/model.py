@@ -71,7 +71,8 @@ class Task:
     is_open: bool = False
     is_exposed: bool = False
     named: set[int] = field(default_factory=set)
-    #: Trials that a power cut took before anybody was told of them, though not what came after.
+    #: Trials that a power cut took (or our damage) before anybody was told that they were durable,
+    #: though not what came after.
     torn: set[int] = field(default_factory=set)
 
     def settle(self, count: int) -> None:
@@ -111,9 +112,10 @@ class Task:
         losses = reader.losses
         named = {trial for loss in losses for trial in loss.trials}
         torn = {trial for loss in losses if loss.kind == "torn" for trial in loss.trials}
-        if torn and not self.is_exposed and not torn <= self.torn:
+        new = torn - self.torn if self.damage == "none" else set()
+        if new and not self.is_exposed:
             raise Breach("broken", f"{self.name}: no power was cut, but {losses}")
-        if early := {trial for trial in torn - self.torn if trial < self.floor}:
+        if early := {trial for trial in new if trial < self.floor}:
             raise Breach("broken", f"{self.name}: {early} were acknowledged, but {losses}")
         self.torn |= torn
         if self.damage == "none" and any(loss.kind != "torn" for loss in losses):
