@@ -28,6 +28,7 @@ from trialstore._cli.app import app
 from trialstore._cli.terminal import escaped, ranges
 from trialstore._ondisk import layout, manifest
 from trialstore._ondisk.disk import Disk
+from trialstore._ondisk.journal import FRAME_MAGIC
 from trialstore._publishing.service import publish_once
 from trialstore._recording.claims import Place
 from trialstore._recording.opening import resume
@@ -378,12 +379,19 @@ def test_what_was_torn_stays_torn(tmp_path: Path) -> None:
             async with storage.resume_task("reach") as writer:
                 await writer.write({"n": 5})
 
+    segment = task / layout.JOURNAL / "000001.segment"
+    row = segment.read_bytes().rindex(FRAME_MAGIC)  # of trial 4, which is whole
     look(2)
     for _ in range(2):  # taken up, and cut off at once
         opened = resume(Place(Disk(), task.parents[1], "p0", None), "reach")
         opened.journal.close()
         opened.lock.release()
         look(2)
+    flip(segment, row)  # taken up, and so durable: what the note does not speak of is a loss
+    report = checked(task)
+    assert [(f.kind, f.trials) for f in report.losses] == [("damaged", (4,))]
+    assert report.exit_code == 3
+    flip(segment, row)
     for count in (3, 4):  # taken up and published
         anyio.run(go_on)
         look(count)

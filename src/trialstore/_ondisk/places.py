@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from dataclasses import replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from trialstore._ondisk.losses import Loss
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from trialstore._ondisk.segment_file import Damage
+
+#: What is lost with the row of a trial.
+ROW: Final = "1 trial"
 
 
 class Places:
@@ -53,7 +56,7 @@ class Places:
             return
         named = min(end, first + self._room)
         self._room -= named - first
-        sample = self.loss((first,), "1 trial", after, before)
+        sample = self.loss((first,), ROW, after, before)
         for index in range(first, named):
             yield replace(sample, trials=(index,))
         if named < end:

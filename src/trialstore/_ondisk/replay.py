@@ -16,7 +16,7 @@ from trialstore._ondisk import entries, layout
 from trialstore._ondisk.coverage import Coverage, Part, coverage
 from trialstore._ondisk.decoding import decode
 from trialstore._ondisk.losses import Loss
-from trialstore._ondisk.places import Places
+from trialstore._ondisk.places import ROW, Places
 from trialstore._ondisk.samples import ChunkRef, JournalTrial, read_chunks, run_at
 from trialstore._ondisk.segment_file import Damage
 from trialstore._ondisk.segment_folders import SegmentFolders
@@ -216,7 +216,7 @@ class Replay:
 
     def _supersede(self, index: int) -> None:
         evidence = f"session {self._last_session.hex()} had taken the task over"
-        self._superseded.append(Loss((index,), "1 trial", "superseded", evidence=evidence))
+        self._superseded.append(Loss((index,), ROW, "superseded", evidence=evidence))
 
     def _commit(
         self,
@@ -359,16 +359,16 @@ class Replay:
         trials = sorted(self.trials.values(), key=lambda trial: trial.index)
         for trial in trials:
             lost = places.lost(expected, trial.index, seq, trial.seq)
-            found += (loss for loss in lost if not noted.intersection(loss.trials))
+            found += (loss for loss in lost if not _is_noted(loss, noted))
             for name, whole in trial.whole_arrays().items():
                 if not whole:
                     gone = places.loss((trial.index,), f"array {name!r}", seq, trial.seq)
-                    found += () if trial.index in noted else (gone,)
+                    found += () if _is_noted(gone, noted) else (gone,)
                 elif check_samples and (loss := self._sample_loss(trial, name)) is not None:
                     found.append(loss)
             expected, seq = trial.index + 1, trial.seq
         lost = places.lost(expected, self.count, seq, _INFINITY)
-        found += (loss for loss in lost if not noted.intersection(loss.trials))
+        found += (loss for loss in lost if not _is_noted(loss, noted))
         found += self._uncommitted_losses() if check_samples else ()
         return found + places.unexplained()
 
@@ -412,12 +412,18 @@ class Replay:
         return None
 
 
-def _without_repetitions(losses: Sequence[Loss]) -> tuple[list[Loss], set[int]]:
-    """Leave out what one session noted after another; return whose trials need no other word."""
+def _without_repetitions(losses: Sequence[Loss]) -> tuple[list[Loss], set[tuple[int, str]]]:
+    """Leave out what one session noted after another; return what of which trial was noted."""
     torn = dict.fromkeys(loss for loss in losses if loss.kind == "torn")
     others = [loss for loss in losses if loss.kind != "torn"]
-    missing = {trial for loss in others if loss.kind == "missing" for trial in loss.trials}
-    return [*others, *torn], missing.union(*(loss.trials for loss in torn))
+    noted = {(trial, loss.what) for loss in torn for trial in loss.trials}
+    noted |= {(trial, ROW) for loss in others if loss.kind == "missing" for trial in loss.trials}
+    return [*others, *torn], noted
+
+
+def _is_noted(loss: Loss, noted: set[tuple[int, str]]) -> bool:
+    """Whether a note tells of this part of a trial: what is lost of it later is another loss."""
+    return any((trial, loss.what) in noted for trial in loss.trials)
 
 
 def _claim(file: SegmentFile) -> Loss:
